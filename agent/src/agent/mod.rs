@@ -1,0 +1,1 @@
+//! The root event loop. Written next.

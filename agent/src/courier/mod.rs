@@ -1,0 +1,1 @@
+//! The unprivileged, asynchronous half. Written next.

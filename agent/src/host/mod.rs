@@ -1,0 +1,30 @@
+//! The only door to the operating system.
+//!
+//! Everything that reads or changes the managed host goes through [`Host`]: paths through [`root::Root`], which cannot be
+//! led outside by a symbolic link or `..`; accounts, packages and units through three small traits with one real and one
+//! stateful fake implementation each; child processes through [`exec`] alone.
+
+pub mod accounts;
+pub mod exec;
+pub mod facts;
+pub mod packages;
+pub mod root;
+pub mod units;
+
+use accounts::Accounts;
+use packages::PackageManager;
+use root::Root;
+use units::Units;
+
+/// One managed host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its file system.
+    pub root: Root,
+    /// Its local users and groups.
+    pub accounts: Box<dyn Accounts>,
+    /// Its package manager.
+    pub packages: Box<dyn PackageManager>,
+    /// Its service manager.
+    pub units: Box<dyn Units>,
+}

@@ -1,0 +1,99 @@
+//! Packages: state read natively, changes made by the host's own package manager.
+
+use std::collections::HashMap;
+
+use crate::resource::PackageName;
+
+/// What the package database says, by name (and by `name:arch` for every architecture).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackageDb {
+    /// Packages the database has a record of.
+    pub packages: HashMap<String, PackageEntry>,
+}
+
+/// One record of the package database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageEntry {
+    /// Version, with epoch.
+    pub version: String,
+    /// How far it is installed.
+    pub status: PackageStatus,
+    /// Whether its removal would break the host (essential, protected, or rekindle itself).
+    pub essential: bool,
+}
+
+/// How far a package is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackageStatus {
+    /// Fully.
+    Installed,
+    /// Removed, its configuration files kept.
+    ConfigFiles,
+    /// Half-installed, unpacked, half-configured or waiting for triggers: broken, neither present nor absent.
+    Broken,
+}
+
+/// One change of packages; everything in it happens together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// Packages to install, with an exact version where one is wanted.
+    pub install: Vec<(PackageName, Option<String>)>,
+    /// Packages to remove, keeping configuration files.
+    pub remove: Vec<PackageName>,
+}
+
+/// A package operation that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// The database could not be read.
+    #[error("cannot read the package database `{path}`")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The manager would remove what the policy did not ask to remove.
+    #[error("refused: the package manager would also remove {}", .packages.join(", "))]
+    WouldRemove {
+        /// What it would remove.
+        packages: Vec<String>,
+    },
+    /// The manager failed; its last lines say why.
+    #[error("`{command}` exited with {status}: {output}")]
+    Manager {
+        /// The command line.
+        command: String,
+        /// Exit status in words.
+        status: String,
+        /// Bounded, escaped last lines of its output.
+        output: String,
+    },
+    /// The manager could not be run.
+    #[error("cannot run `{program}`")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: super::exec::ExecError,
+    },
+    /// No package manager that rekindle knows is on this host.
+    #[error("packages cannot be managed here: {why}")]
+    Unsupported {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// The package manager of one host.
+pub trait PackageManager: std::fmt::Debug + Send {
+    /// Reads the database now, without starting a process.
+    fn read(&self) -> Result<PackageDb, PackageError>;
+    /// Carries out one transaction: non-interactive, never unauthenticated, simulated first, refused when it would remove
+    /// more than it was asked to.
+    fn transact(&mut self, transaction: &Transaction) -> Result<(), PackageError>;
+    /// Directories to watch for changes of the database, on the host.
+    fn database_paths(&self) -> Vec<std::path::PathBuf>;
+}

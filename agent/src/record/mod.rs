@@ -1,0 +1,1 @@
+//! The small durable state: journal, history, health, debts, pauses, revisions. Written next.

@@ -1,0 +1,104 @@
+//! The name of a resource: `kind[name]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The closed set of resource kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A local user.
+    User,
+    /// A local group.
+    Group,
+    /// A package.
+    Package,
+    /// A systemd unit.
+    Service,
+}
+
+impl Kind {
+    /// Every kind, in the order of the schema.
+    pub const ALL: [Self; 7] =
+        [Self::File, Self::Directory, Self::Symlink, Self::User, Self::Group, Self::Package, Self::Service];
+
+    /// The word used in policies and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Directory => "directory",
+            Self::Symlink => "symlink",
+            Self::User => "user",
+            Self::Group => "group",
+            Self::Package => "package",
+            Self::Service => "service",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Names one resource, printed `kind[name]`, such as `file[/etc/ssh/sshd_config]`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceId {
+    /// What kind of thing it is.
+    pub kind: Kind,
+    /// Its name as the policy writes it; for a service without the `.service` suffix.
+    pub name: String,
+}
+
+impl ResourceId {
+    /// Names a resource.
+    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
+        Self { kind, name: name.into() }
+    }
+}
+
+impl fmt::Display for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.kind, self.name)
+    }
+}
+
+/// A text that is not `kind[name]`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{text}` is not a resource: expected `kind[name]`, such as `file[/etc/motd]`, with kind one of file, directory, symlink, user, group, package, service"
+)]
+pub struct InvalidResourceId {
+    text: String,
+}
+
+impl FromStr for ResourceId {
+    type Err = InvalidResourceId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidResourceId { text: text.to_owned() };
+        let (kind, rest) = text.split_once('[').ok_or_else(invalid)?;
+        let name = rest.strip_suffix(']').filter(|name| !name.is_empty()).ok_or_else(invalid)?;
+        let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind).ok_or_else(invalid)?;
+        Ok(Self::new(kind, name))
+    }
+}
+
+impl serde::Serialize for ResourceId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for ResourceId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}

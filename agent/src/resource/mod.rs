@@ -1,0 +1,196 @@
+//! The nouns: what a policy can declare, one file for each kind.
+//!
+//! Each kind has a `Desired` (from the policy), an `Observed` (from the host), a pure `diff` between the two,
+//! and an `apply` that carries out one step. Nothing here decides order, retries or alerts: that is [`crate::converge`].
+
+pub mod directory;
+pub mod file;
+pub mod group;
+pub mod package;
+pub mod service;
+pub mod symlink;
+pub mod user;
+
+mod id;
+mod names;
+
+pub use id::{Kind, ResourceId};
+pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
+
+/// What a resource should be: there, with a specification, or not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ensure<T> {
+    /// It exists and matches.
+    Present(T),
+    /// It does not exist.
+    Absent,
+}
+
+/// The desired state of one resource, by kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Desired {
+    /// A regular file.
+    File(file::Desired),
+    /// A directory.
+    Directory(directory::Desired),
+    /// A symbolic link.
+    Symlink(symlink::Desired),
+    /// A local user.
+    User(user::Desired),
+    /// A local group.
+    Group(group::Desired),
+    /// A package of the host's package manager.
+    Package(package::Desired),
+    /// A systemd unit.
+    Service(service::Desired),
+}
+
+/// What to do when a resource is found out of sync under an unchanged revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDrift {
+    /// Put it back.
+    #[default]
+    Repair,
+    /// Report it and leave it.
+    Report,
+    /// Leave it, and ask for the host to be reimaged: it is no longer to be trusted.
+    Reimage,
+}
+
+/// Whether a service that is owed something is to be restarted or reloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Notify {
+    /// Reload if it can, otherwise restart; never start a stopped service.
+    Reload,
+    /// Restart if it runs; never start a stopped service.
+    Restart,
+}
+
+/// Where in the policy something was declared. Lines and columns count from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SourceLocation {
+    /// Path inside the policy, such as `modules/base.toml`.
+    pub file: String,
+    /// Line.
+    pub line: u32,
+    /// Column, in characters.
+    pub column: u32,
+}
+
+/// One managed thing: its desired state and everything the policy says about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// `kind[name]`.
+    pub id: ResourceId,
+    /// What it should be.
+    pub desired: Desired,
+    /// Resources that must be in sync first: declared ones and automatic edges, without duplicates.
+    pub requires: Vec<ResourceId>,
+    /// Services owed a restart or reload when this resource changes.
+    pub notifies: Vec<(Notify, UnitName)>,
+    /// What to do about drift.
+    pub on_drift: OnDrift,
+    /// Free text for people.
+    pub description: Option<String>,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// Free words for filters and routing.
+    pub tags: Vec<String>,
+    /// Where it was declared.
+    pub source: SourceLocation,
+}
+
+/// What the host shows, with the unknowns kept. Unknown never becomes `Absent`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation<T> {
+    /// It is there.
+    Present(T),
+    /// It is certainly not there.
+    Absent,
+    /// It could not be told, and why: an operation and its object, such as "cannot read `/etc/shadow`: permission denied".
+    Unknown(String),
+}
+
+/// The comparison of an observation with what is desired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Nothing to do.
+    InSync,
+    /// Out of sync, with every difference.
+    Drift(Drift),
+    /// Could not be told, and why.
+    Indeterminate(String),
+}
+
+/// How a resource differs from what is desired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// What a step would do about it.
+    pub action: Action,
+    /// Every difference, in a stable order. Never empty.
+    pub changes: Vec<Change>,
+}
+
+/// The verb of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Make what is missing.
+    Create,
+    /// Change attributes of what is there, or replace it.
+    Update,
+    /// Remove what should not be there.
+    Remove,
+}
+
+/// One difference between observed and desired.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Change {
+    /// The attribute, as the policy spells it: `content`, `mode`, `groups`, `state`.
+    pub attribute: String,
+    /// The difference. Secrets are already masked.
+    pub detail: ChangeDetail,
+}
+
+/// The two sides of a difference.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeDetail {
+    /// Two short values; `None` means "not there".
+    Value {
+        /// What was observed.
+        from: Option<String>,
+        /// What is desired.
+        to: Option<String>,
+    },
+    /// A unified diff of text, at most [`MAX_DIFF`] bytes, cut at a line with a note when longer.
+    Text {
+        /// The diff, from observed to desired.
+        diff: String,
+    },
+    /// Content that is not text, or secret: only digests and sizes are shown.
+    Opaque {
+        /// What was observed, such as "812 bytes, sha256 3f…".
+        from: Option<String>,
+        /// What is desired.
+        to: Option<String>,
+    },
+}
+
+/// Longest unified diff kept in a plan, an alert or the history, in bytes.
+pub const MAX_DIFF: usize = 16 * 1024;
+
+impl Drift {
+    /// A drift of one attribute with two short values.
+    pub fn value(action: Action, attribute: &str, from: Option<String>, to: Option<String>) -> Self {
+        Self { action, changes: vec![Change::value(attribute, from, to)] }
+    }
+}
+
+impl Change {
+    /// A change between two short values.
+    pub fn value(attribute: &str, from: Option<String>, to: Option<String>) -> Self {
+        Self { attribute: attribute.to_owned(), detail: ChangeDetail::Value { from, to } }
+    }
+}

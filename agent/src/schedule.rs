@@ -1,0 +1,1 @@
+//! When to run. Written next.

@@ -1,0 +1,1 @@
+//! Says where to look, never what happened. Written next.
