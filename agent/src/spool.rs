@@ -6,9 +6,15 @@
 //! links and other file types are refused, and a file that does not parse is set aside, reported and never retried.
 //!
 //! Every write goes to a temporary name first, is fsynced, and is then renamed; the directory is fsynced after.
+//!
+//! [`Spool`] is the one reader and writer of such a directory, for both sides; this file holds the types that cross.
+
+mod directory;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub use directory::{Enqueued, MAX_QUEUED, Slot, Spool, SpoolError, new_id};
 
 use crate::resource::{Change, ResourceId};
 
