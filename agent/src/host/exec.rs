@@ -1,7 +1,28 @@
 //! Child processes: the only module that starts one.
+//!
+//! A foreign program never inherits our environment, our terminal or our descriptors, always has valid descriptors 0, 1 and
+//! 2 (rpm corrupts its database without), and never outlives its deadline.
+//!
+//! Output goes to anonymous files in memory instead of pipes. So nothing needs to drain them, a grandchild that keeps one
+//! open delays nobody, and above all a program that survives the agent can go on writing: dpkg would abort half-way at a
+//! broken pipe.
 
-use std::ffi::OsString;
-use std::time::Duration;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 /// A foreign program to run.
 #[derive(Debug, Clone)]
@@ -57,8 +78,323 @@ pub enum ExecError {
     },
 }
 
+/// Where bare program names are looked up, whatever the agent's own environment says.
+const SEARCH_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// Between asking a program to end and killing it.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often the output of a running program is cut down to what is kept.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+/// How much of an output an error text shows.
+const MAX_ESCAPED: usize = 2000;
+
+impl Command {
+    /// A program without arguments, with one minute to run.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            env: Vec::new(),
+            stdin: Vec::new(),
+            deadline: Duration::from_secs(60),
+        }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a variable to the environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl Output {
+    /// Whether it ended by itself with exit code 0.
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
 /// Runs a program outside the agent's sandbox and cgroup: as a transient systemd unit where systemd runs, otherwise as a
-/// child with a clean environment, a process group of its own and a deadline. Blocks until it has ended.
-pub fn run(_command: &Command) -> Result<Output, ExecError> {
-    unimplemented!()
+/// child with a clean environment, a session of its own and a deadline. Blocks until it has ended.
+///
+/// Everything that changes the host is run this way, so that neither a restart nor a kill of the agent stops it half-way.
+pub fn run(command: &Command) -> Result<Output, ExecError> {
+    let program = resolve(&command.program)?;
+    match transient_units() {
+        Some(systemd_run) => run_unit(&systemd_run, &program, command),
+        None => run_resolved(&program, command),
+    }
+}
+
+/// Runs a program as a child of the agent, in the agent's sandbox and cgroup. Only for short programs that change nothing,
+/// such as `journalctl`: whatever ends the agent may end them.
+pub fn run_direct(command: &Command) -> Result<Output, ExecError> {
+    run_resolved(&resolve(&command.program)?, command)
+}
+
+/// Finds a program in the fixed search path.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let is_program = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    SEARCH_PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| is_program(path))
+}
+
+/// Makes foreign output fit for an error text: the end of it, on one line, control characters escaped.
+pub fn escape(bytes: &[u8]) -> String {
+    escape_lines(bytes).join("; ")
+}
+
+/// As [`escape`], but keeps the lines apart. Empty lines are dropped.
+pub fn escape_lines(bytes: &[u8]) -> Vec<String> {
+    let cut = bytes.len().saturating_sub(MAX_ESCAPED);
+    let end = bytes.get(cut..).unwrap_or(bytes);
+    String::from_utf8_lossy(end)
+        .lines()
+        .map(|line| line.trim().chars().flat_map(escape_char).collect::<String>())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+fn escape_char(c: char) -> impl Iterator<Item = char> {
+    // Bidirectional controls are not "control characters" to Unicode, but reorder what a person reads.
+    let is_control =
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let escaped = if is_control { Some(c.escape_default()) } else { None };
+    let plain = if is_control { None } else { Some(c) };
+    escaped.into_iter().flatten().chain(plain)
+}
+
+/// `systemd-run`, if it can be used: systemd is process 1, D-Bus is there to pass descriptors over, and we are root.
+fn transient_units() -> Option<PathBuf> {
+    let usable = rustix::process::geteuid().is_root()
+        && Path::new("/run/systemd/system").is_dir()
+        && Path::new("/run/dbus/system_bus_socket").exists();
+    if usable { find_program("systemd-run") } else { None }
+}
+
+fn resolve(program: &OsStr) -> Result<PathBuf, ExecError> {
+    let path = Path::new(program);
+    if path.is_absolute() {
+        return Ok(path.to_path_buf());
+    }
+    program.to_str().filter(|name| !name.contains('/')).and_then(find_program).ok_or_else(|| ExecError::Start {
+        program: program.display().to_string(),
+        source: io::Error::new(io::ErrorKind::NotFound, format!("it is not in {SEARCH_PATH}")),
+    })
+}
+
+fn environment(command: &Command) -> Vec<(OsString, OsString)> {
+    let fixed = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/root")];
+    fixed.into_iter().map(|(name, value)| (name.into(), value.into())).chain(command.env.iter().cloned()).collect()
+}
+
+fn run_unit(systemd_run: &Path, program: &Path, command: &Command) -> Result<Output, ExecError> {
+    let base = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+    let base: String = base.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')).collect();
+    let mut args: Vec<OsString> = [
+        // `--wait` passes the exit code on, `--pipe` our own descriptors, `--collect` leaves no failed unit behind.
+        "--quiet".into(),
+        "--wait".into(),
+        "--pipe".into(),
+        "--collect".into(),
+        "--no-ask-password".into(),
+        "--service-type=exec".into(),
+        "--working-directory=/".into(),
+        format!("--unit=rekindle-{base}-{}", super::random_hex()),
+        format!("--property=RuntimeMaxSec={}ms", command.deadline.as_millis()),
+        format!("--property=TimeoutStopSec={}s", GRACE.as_secs()),
+    ]
+    .map(OsString::from)
+    .into();
+    for (name, value) in environment(command) {
+        let mut arg = OsString::from("--setenv=");
+        arg.push(name);
+        arg.push("=");
+        arg.push(value);
+        args.push(arg);
+    }
+    args.push("--".into());
+    args.push(double_dollars(program.as_os_str()));
+    args.extend(command.args.iter().map(|arg| double_dollars(arg)));
+    // Two graces: one for systemd to stop the unit, one for its client to tell us.
+    let client = Command {
+        program: systemd_run.into(),
+        args,
+        env: Vec::new(),
+        stdin: command.stdin.clone(),
+        deadline: command.deadline.saturating_add(GRACE.saturating_mul(2)),
+    };
+    let started = Instant::now();
+    let mut output = run_resolved(systemd_run, &client)?;
+    if output.code != Some(0) && started.elapsed() >= command.deadline {
+        output.code = None;
+        output.status = killed_after(command.deadline);
+    }
+    Ok(output)
+}
+
+/// systemd expands `$NAME` in the arguments of a transient unit; `$$` stands for a dollar sign.
+fn double_dollars(arg: &OsStr) -> OsString {
+    let mut doubled = Vec::with_capacity(arg.len());
+    for byte in arg.as_bytes() {
+        doubled.push(*byte);
+        if *byte == b'$' {
+            doubled.push(b'$');
+        }
+    }
+    OsString::from_vec(doubled)
+}
+
+fn run_resolved(program: &Path, command: &Command) -> Result<Output, ExecError> {
+    let start_error = |source| ExecError::Start { program: program.display().to_string(), source };
+    let wait_error = |source| ExecError::Wait { program: program.display().to_string(), source };
+    let stdout = output_file("rekindle-stdout").map_err(start_error)?;
+    let stderr = output_file("rekindle-stderr").map_err(start_error)?;
+    let child = start(program, command, &stdout, &stderr).map_err(start_error)?;
+    let trim = || {
+        trim(&stdout);
+        trim(&stderr);
+    };
+    let end = wait(child, command.deadline, trim).map_err(wait_error)?;
+    let (code, status) = match end {
+        End::Exited(status) => (status.code(), in_words(status)),
+        End::Deadline => (None, killed_after(command.deadline)),
+    };
+    let stdout = last_bytes(&stdout).map_err(wait_error)?;
+    let stderr = last_bytes(&stderr).map_err(wait_error)?;
+    Ok(Output { code, status, stdout, stderr })
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the module that bounds what it starts")]
+#[expect(unsafe_code, reason = "`setsid` between fork and exec is the only way to leave the terminal's session")]
+fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io::Result<Child> {
+    let stdin = if command.stdin.is_empty() {
+        Stdio::null()
+    } else {
+        let mut file = File::from(rustix::fs::memfd_create("rekindle-stdin", MemfdFlags::CLOEXEC)?);
+        file.write_all(&command.stdin)?;
+        file.rewind()?;
+        Stdio::from(file)
+    };
+    let mut process = std::process::Command::new(program);
+    process
+        .args(&command.args)
+        .env_clear()
+        .envs(environment(command))
+        .current_dir("/")
+        .stdin(stdin)
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?);
+    // SAFETY: the closure makes one system call, which is safe between fork and exec, and allocates nothing.
+    unsafe {
+        process.pre_exec(|| match rustix::process::setsid() {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(io::Error::from(errno)),
+        });
+    }
+    process.spawn()
+}
+
+enum End {
+    Exited(ExitStatus),
+    Deadline,
+}
+
+/// Waits for the child; at the deadline it asks the whole process group to end, and after a grace kills it.
+fn wait(mut child: Child, deadline: Duration, mut trim: impl FnMut()) -> io::Result<End> {
+    let pid = Pid::from_child(&child);
+    let (ended, end) = mpsc::channel();
+    // The thread does not reap the child, so its process id stays ours until the last signal has been sent.
+    let waiter = std::thread::spawn(move || {
+        let waited = loop {
+            match rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => break result,
+            }
+        };
+        // Nobody listens any more when the wait was given up.
+        ended.send(waited).ok();
+    });
+    let started = Instant::now();
+    let mut wait_until = |limit: Duration| loop {
+        let left = limit.saturating_sub(started.elapsed());
+        match end.recv_timeout(left.min(TRIM_INTERVAL)) {
+            Ok(waited) => return waited.map(|_| true).map_err(io::Error::from),
+            Err(mpsc::RecvTimeoutError::Timeout) if left.is_zero() => return Ok(false),
+            Err(mpsc::RecvTimeoutError::Timeout) => trim(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(io::Error::other("the waiting thread ended")),
+        }
+    };
+    let in_time = wait_until(deadline)?;
+    if !in_time {
+        signal_group(pid, Signal::TERM);
+        let asked = wait_until(deadline.saturating_add(GRACE))?;
+        signal_group(pid, Signal::KILL);
+        if !asked && !wait_until(deadline.saturating_add(GRACE.saturating_mul(2)))? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end even when killed"));
+        }
+    }
+    let status = child.wait()?;
+    if waiter.join().is_err() {
+        return Err(io::Error::other("the waiting thread panicked"));
+    }
+    Ok(if in_time { End::Exited(status) } else { End::Deadline })
+}
+
+fn signal_group(pid: Pid, signal: Signal) {
+    // It may have ended meanwhile; that is what the signal is for.
+    rustix::process::kill_process_group(pid, signal).ok();
+}
+
+fn in_words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "an unknown end".to_owned(),
+    }
+}
+
+fn killed_after(deadline: Duration) -> String {
+    format!("killed after {} s", deadline.as_secs())
+}
+
+fn output_file(name: &str) -> io::Result<File> {
+    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    // Appending, so that a program that opens /dev/stderr again does not overwrite what is there.
+    rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(File::from(file))
+}
+
+/// Gives the memory of everything but the last bytes back. The size stays, so that writers notice nothing.
+fn trim(file: &File) {
+    let Some(excess) = file.metadata().ok().and_then(|m| m.len().checked_sub(MAX_OUTPUT as u64)) else { return };
+    if excess > MAX_OUTPUT as u64 {
+        // A bound on memory, not on correctness: it is tried again at the next tick.
+        rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, excess).ok();
+    }
+}
+
+fn last_bytes(file: &File) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    let kept = usize::try_from(length).map_or(MAX_OUTPUT, |length| length.min(MAX_OUTPUT));
+    let mut bytes = vec![0; kept];
+    let from = length.saturating_sub(MAX_OUTPUT as u64);
+    let mut n_read = 0;
+    while let Some(rest) = bytes.get_mut(n_read..).filter(|rest| !rest.is_empty()) {
+        // A surviving grandchild may have truncated the file meanwhile.
+        match file.read_at(rest, from + n_read as u64)? {
+            0 => break,
+            n => n_read += n,
+        }
+    }
+    bytes.truncate(n_read);
+    Ok(bytes)
 }

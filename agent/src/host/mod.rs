@@ -28,3 +28,15 @@ pub struct Host {
     /// Its service manager.
     pub units: Box<dyn Units>,
 }
+
+/// Sixteen hexadecimal digits that nobody can foretell, for temporary names.
+fn random_hex() -> String {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library keys this hasher from the kernel's random numbers.
+    format!("{:016x}", std::hash::RandomState::new().build_hasher().finish())
+}
+
+/// The user and group that the agent runs as.
+pub fn current_ids() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
