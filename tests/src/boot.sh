@@ -1,0 +1,22 @@
+# Boots a machine: boot NAME LOWER UPPER WORK ROOT. Runs in mount and process-id namespaces of its own, so that the overlay
+# and everything in the machine vanish with it.
+set -eu
+name=$1 lower=$2 upper=$3 work=$4 root=$5
+
+# A control group of its own in the hierarchies that systemd uses: with a shared one, the managers of two machines would
+# kill each other's services.
+while IFS=: read -r _ controllers path; do
+    case $controllers in
+        '') mount=/sys/fs/cgroup; [ ! -d /sys/fs/cgroup/unified ] || mount=/sys/fs/cgroup/unified ;;
+        name=systemd) mount=/sys/fs/cgroup/systemd ;;
+        *) continue ;;
+    esac
+    group=$mount${path%/}/$name
+    mkdir -p "$group"
+    echo 0 > "$group/cgroup.procs"
+done < /proc/self/cgroup
+
+# redirect_dir lets a directory of the lower layer be renamed, as on a plain file system.
+mount -t overlay rekindle -o "lowerdir=$lower,upperdir=$upper,workdir=$work,redirect_dir=on" "$root"
+exec systemd-nspawn --boot --quiet --directory="$root" --machine="$name" --register=no --keep-unit \
+    --resolv-conf=off --timezone=off --link-journal=no --console=pipe < /dev/null
