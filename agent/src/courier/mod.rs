@@ -1,1 +1,5 @@
-//! The unprivileged, asynchronous half. Written next.
+//! The unprivileged, asynchronous half: it has the network and no privilege.
+
+pub mod fetch;
+mod http;
+mod pull;
