@@ -1,1 +1,239 @@
-//! Says where to look, never what happened. Written next.
+//! Says where to look, never what happened.
+//!
+//! One inotify instance, on one thread of its own, watches every directory that a declared path runs through: its *spine*.
+//! A kernel event only names resources to look at again; what is there is found out by looking, in [`crate::converge`].
+//! A lost event, a full queue or a lost watch therefore means "look everywhere" and nothing worse.
+//!
+//! - The watcher never reads content, never judges and never changes anything. It needs no async runtime: hints leave
+//!   through a plain callback. Only [`units`], which listens to the service manager, is asynchronous.
+//! - There is no debounce: the first event is passed on at once. When to act on it is decided in [`crate::schedule`].
+//! - Every watch is armed *before* the thing behind it is looked at, so that a change is either seen by the look or
+//!   announced by an event.
+//! - No place goes blind silently: where events cannot be had the watcher polls, and [`Watcher::coverage`] says so.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::resource::ResourceId;
+
+mod reader;
+mod source;
+mod tree;
+pub mod units;
+mod walk;
+
+/// A path that a resource depends on. Several resources may share one path, such as `/etc/passwd`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Interest {
+    /// Absolute and normalised, as the managed host spells it; it need not exist.
+    pub path: PathBuf,
+    /// Whom to look at when something happens to it.
+    pub resource: ResourceId,
+}
+
+/// Where to look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// At these.
+    Look(BTreeSet<ResourceId>),
+    /// At everything, because it is not known where.
+    Everything {
+        /// What was lost, for people.
+        why: &'static str,
+    },
+}
+
+/// Hints merged until they are taken. It never holds more than one entry for each resource, however long nobody takes it:
+/// put it between the watcher's thread and a slow reader instead of an unbounded queue.
+#[derive(Debug, Default)]
+pub struct DirtySet {
+    everything: Option<&'static str>,
+    look: BTreeSet<ResourceId>,
+}
+
+impl DirtySet {
+    /// Adds a hint. Returns whether the set was empty before, which is when its reader has to be woken.
+    pub fn add(&mut self, hint: Hint) -> bool {
+        let was_empty = self.everything.is_none() && self.look.is_empty();
+        match hint {
+            Hint::Look(resources) => {
+                if self.everything.is_none() {
+                    self.look.extend(resources);
+                }
+            }
+            Hint::Everything { why } => {
+                self.look.clear();
+                self.everything.get_or_insert(why);
+            }
+        }
+        was_empty && (self.everything.is_some() || !self.look.is_empty())
+    }
+
+    /// Takes all of it; `None` when there is nothing.
+    pub fn take(&mut self) -> Option<Hint> {
+        let Self { everything, look } = std::mem::take(self);
+        match everything {
+            Some(why) => Some(Hint::Everything { why }),
+            None if look.is_empty() => None,
+            None => Some(Hint::Look(look)),
+        }
+    }
+}
+
+/// How well one interest is guarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    /// Which.
+    pub interest: Interest,
+    /// How.
+    pub how: How,
+}
+
+/// Ways in which a change can be noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    /// By events, at once.
+    Watched,
+    /// By comparing metadata every few seconds.
+    Polled {
+        /// Why there are no events.
+        why: String,
+    },
+    /// Only by the full scan.
+    Blind {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Counters of the watcher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Kernel watches held now.
+    pub n_watches: usize,
+    /// Events read so far.
+    pub n_events: u64,
+    /// Times that the kernel's queue overflowed.
+    pub n_overflows: u64,
+}
+
+/// Bounds on what the watcher may take from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Most kernel watches to hold; beyond it paths are polled, as when the kernel has no more to give.
+    pub max_watches: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_watches: usize::MAX }
+    }
+}
+
+/// The watcher's thread cannot go on. It is the last word of its callback; the process should end and be restarted.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// Waiting failed.
+    #[error("cannot wait for file system events")]
+    Wait(#[source] io::Error),
+    /// Reading failed.
+    #[error("cannot read file system events")]
+    Read(#[source] io::Error),
+}
+
+/// What the handle asks of the thread.
+#[derive(Debug)]
+enum Command {
+    SetInterests(Vec<Interest>, mpsc::SyncSender<()>),
+    Refresh(mpsc::SyncSender<()>),
+    Coverage(mpsc::SyncSender<Vec<Coverage>>),
+    Stats(mpsc::SyncSender<Stats>),
+    Stop,
+}
+
+/// Handle of the watcher's thread; dropping it stops and joins the thread. What happened before a call is hinted before the
+/// call returns.
+#[derive(Debug)]
+pub struct Watcher {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Starts the thread for the host whose root directory is `root`. Interests are resolved beneath it, symbolic links
+    /// included. `on_hint` is called on that thread: it must not block for long, and must not call this handle.
+    pub fn start(root: PathBuf, on_hint: impl Fn(Result<Hint, WatchError>) + Send + 'static) -> io::Result<Self> {
+        Self::start_with(root, Options::default(), on_hint)
+    }
+
+    /// As [`Watcher::start`], with bounds.
+    pub fn start_with(
+        root: PathBuf,
+        options: Options,
+        on_hint: impl Fn(Result<Hint, WatchError>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let (commands, received) = mpsc::channel();
+        let root = walk::open_root(&root)?;
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn({
+            let wake = Arc::clone(&wake);
+            move || {
+                if let Err(error) = reader::run(root, options, &received, wake.as_fd(), &|hint| on_hint(Ok(hint))) {
+                    on_hint(Err(error));
+                }
+            }
+        })?;
+        Ok(Self { commands, wake, thread: Some(thread) })
+    }
+
+    /// Replaces what is watched. When it returns, every watch is armed: any later change is hinted. Nothing is hinted for
+    /// what was there before, so look once at whatever is new.
+    pub fn set_interests(&self, interests: Vec<Interest>) {
+        self.ask(|reply| Command::SetInterests(interests, reply));
+    }
+
+    /// Walks every way again and hints what is another thing than at the last look. To be called before each full scan: it
+    /// arms what no event announces, such as a second name given to a declared file.
+    pub fn refresh(&self) {
+        self.ask(Command::Refresh);
+    }
+
+    /// How well each interest is guarded now, in order of path.
+    pub fn coverage(&self) -> Vec<Coverage> {
+        self.ask(Command::Coverage).unwrap_or_default()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        self.ask(Command::Stats).unwrap_or_default()
+    }
+
+    /// `None` when the thread has ended, which its callback was told.
+    fn ask<T>(&self, command: impl FnOnce(mpsc::SyncSender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.commands.send(command(reply)).ok()?;
+        self.wake.write(1).ok()?;
+        answer.recv().ok()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // Either fails only when the thread has already ended.
+            let told = self.commands.send(Command::Stop).is_ok();
+            let woken = self.wake.write(1).is_ok();
+            if told && woken && thread.join().is_err() {
+                tracing::error!("the watcher's thread panicked");
+            }
+        }
+    }
+}

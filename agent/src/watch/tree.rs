@@ -1,0 +1,508 @@
+//! What is watched and for whom: spines, targets and the watches that they share.
+//!
+//! A *spine* is the way from the root to one declared directory: every directory and link hop on it, missing ones
+//! included. A *target* is a name at the end of a spine. Watches are keyed by the kernel's number for an inode, so two paths
+//! to one directory share a watch, and it is given back when its last user is gone.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::inotify::ReadFlags;
+use rustix::io::Errno;
+
+use super::source::{ArmError, Event, Source, Wd};
+use super::walk::{self, Directory, End, Glance};
+use super::{Coverage, Hint, How, Interest, Options, Stats};
+use crate::resource::ResourceId;
+
+/// Time between looks where watches could not be had.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Time between looks on file systems that report only some changes.
+const POLL_SILENT: Duration = Duration::from_secs(5);
+
+/// Events after which a name may mean something else than before.
+const STRUCTURE: ReadFlags = ReadFlags::CREATE
+    .union(ReadFlags::DELETE)
+    .union(ReadFlags::MOVED_FROM)
+    .union(ReadFlags::MOVED_TO)
+    .union(ReadFlags::ATTRIB);
+
+/// Events after which a watched inode is no longer where it was.
+const GONE: ReadFlags =
+    ReadFlags::IGNORED.union(ReadFlags::UNMOUNT).union(ReadFlags::DELETE_SELF).union(ReadFlags::MOVE_SELF);
+
+type SpineId = u64;
+
+#[derive(Debug)]
+struct Spine {
+    parent: PathBuf,
+    /// What it holds: watches with the name looked up in them; `None` for the directory that it ends at.
+    holds: HashSet<(Wd, Option<OsString>)>,
+    targets: HashMap<OsString, Target>,
+    how: How,
+    poll: Option<(Instant, Duration)>,
+}
+
+#[derive(Debug)]
+struct Target {
+    resources: BTreeSet<ResourceId>,
+    seen: Glance,
+    fresh: bool,
+    mark: Option<Wd>,
+}
+
+/// The users of one watched inode.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Spines that look a name up here.
+    steps: HashMap<OsString, BTreeSet<SpineId>>,
+    /// Spines that end here.
+    ends: BTreeSet<SpineId>,
+    /// Targets that are this inode.
+    marks: BTreeSet<(SpineId, OsString)>,
+}
+
+impl Watch {
+    fn is_unused(&self) -> bool {
+        self.steps.is_empty() && self.ends.is_empty() && self.marks.is_empty()
+    }
+}
+
+/// What a batch of events asks for.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Resources to look at at once: no watch has to change first.
+    look: BTreeSet<ResourceId>,
+    /// Spines whose way may have changed.
+    rebuild: BTreeSet<SpineId>,
+    /// Targets that may be another inode now.
+    recheck: BTreeMap<SpineId, BTreeSet<OsString>>,
+    overflowed: bool,
+}
+
+/// Everything that is watched.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: OwnedFd,
+    source: Source,
+    spines: BTreeMap<SpineId, Spine>,
+    by_parent: HashMap<PathBuf, SpineId>,
+    watches: HashMap<Wd, Watch>,
+    refused: Vec<Interest>,
+    next_id: SpineId,
+    n_events: u64,
+    n_overflows: u64,
+}
+
+impl Tree {
+    pub(super) fn new(root: OwnedFd, options: Options) -> Self {
+        Self {
+            root,
+            source: Source::open(options.max_watches),
+            spines: BTreeMap::new(),
+            by_parent: HashMap::new(),
+            watches: HashMap::new(),
+            refused: Vec::new(),
+            next_id: 0,
+            n_events: 0,
+            n_overflows: 0,
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.source.as_fd()
+    }
+
+    /// Makes `interests` the whole of what is watched. What is in both the old and the new set stays armed throughout.
+    pub(super) fn set_interests(&mut self, interests: Vec<Interest>, now: Instant) {
+        self.refused.clear();
+        let mut wanted: BTreeMap<PathBuf, HashMap<OsString, BTreeSet<ResourceId>>> = BTreeMap::new();
+        for interest in interests {
+            match split(&interest.path) {
+                Some((parent, name)) => {
+                    let targets = wanted.entry(parent).or_default();
+                    targets.entry(name).or_default().insert(interest.resource);
+                }
+                None => self.refused.push(interest),
+            }
+        }
+        let dropped: Vec<SpineId> =
+            self.by_parent.iter().filter(|(parent, _)| !wanted.contains_key(*parent)).map(|(_, id)| *id).collect();
+        for (parent, mut targets) in wanted {
+            let id = self.spine_for(parent);
+            let Some(spine) = self.spines.get_mut(&id) else { continue };
+            let mut released = Vec::new();
+            spine.targets.retain(|name, target| match targets.remove(name) {
+                Some(resources) => {
+                    target.resources = resources;
+                    true
+                }
+                None => {
+                    released.extend(target.mark.map(|wd| (wd, name.clone())));
+                    false
+                }
+            });
+            let is_new = spine.holds.is_empty() || !targets.is_empty();
+            for (name, resources) in targets {
+                let target = Target { resources, seen: Glance::Absent, fresh: false, mark: None };
+                spine.targets.insert(name, target);
+            }
+            if is_new {
+                self.rebuild(id, now);
+            }
+            for (wd, name) in released {
+                self.release_mark(wd, id, &name);
+            }
+        }
+        for id in dropped {
+            self.remove_spine(id);
+        }
+    }
+
+    /// Reads one batch of events and passes on where to look. Returns how many events there were.
+    pub(super) fn read(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) -> Result<u64, Errno> {
+        let mut batch = Batch::default();
+        let Self { source, spines, watches, .. } = self;
+        let mut ignored = Vec::new();
+        let n_events = source.read(|event| {
+            if event.flags.contains(ReadFlags::IGNORED) {
+                ignored.push(event.wd);
+            }
+            dispatch(event, watches, spines, &mut batch);
+        })?;
+        self.n_events += n_events;
+        for wd in ignored {
+            self.source.forget(wd);
+            self.watches.remove(&wd);
+        }
+        if batch.overflowed {
+            self.n_overflows += 1;
+            tracing::warn!(n_overflows = self.n_overflows, "the kernel's event queue overflowed; looking everywhere");
+            self.rebuild_all(now);
+            emit(Hint::Everything { why: "the kernel's event queue overflowed" });
+            return Ok(n_events);
+        }
+        if !batch.look.is_empty() {
+            emit(Hint::Look(batch.look));
+        }
+        let mut look = BTreeSet::new();
+        for id in &batch.rebuild {
+            self.rebuild(*id, now);
+            look.extend(self.resources(*id));
+        }
+        for (id, names) in batch.recheck {
+            if !batch.rebuild.contains(&id) {
+                look.extend(self.recheck(id, &names, now));
+            }
+        }
+        if !look.is_empty() {
+            emit(Hint::Look(look));
+        }
+        Ok(n_events)
+    }
+
+    /// Walks every spine again, as after mounts changed, and passes on what is another thing than before. Mounts come and
+    /// go with every service that has credentials, so this must not mean "look at everything".
+    pub(super) fn compare_all(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) {
+        let ids: Vec<SpineId> = self.spines.keys().copied().collect();
+        self.compare(&ids, now, emit);
+    }
+
+    /// Looks at the polled spines that are due.
+    pub(super) fn poll(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) {
+        let due: Vec<SpineId> = self
+            .spines
+            .iter()
+            .filter(|(_, spine)| spine.poll.is_some_and(|(at, _)| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        if !due.is_empty() {
+            self.source.reopen();
+            self.compare(&due, now, emit);
+        }
+    }
+
+    /// When [`Tree::poll`] has something to do.
+    pub(super) fn next_poll(&self) -> Option<Instant> {
+        self.spines.values().filter_map(|spine| spine.poll.map(|(at, _)| at)).min()
+    }
+
+    pub(super) fn coverage(&self) -> Vec<Coverage> {
+        let mut all: Vec<Coverage> = Vec::new();
+        for spine in self.spines.values() {
+            for (name, target) in &spine.targets {
+                let path = if name == OsStr::new(".") { spine.parent.clone() } else { spine.parent.join(name) };
+                let how = match &target.seen {
+                    Glance::Unreadable(errno) => How::Blind { why: format!("cannot look at it: {errno}") },
+                    Glance::Present(_) | Glance::Absent => spine.how.clone(),
+                };
+                all.extend(target.resources.iter().map(|resource| Coverage {
+                    interest: Interest { path: path.clone(), resource: resource.clone() },
+                    how: how.clone(),
+                }));
+            }
+        }
+        all.extend(self.refused.iter().map(|interest| Coverage {
+            interest: interest.clone(),
+            how: How::Blind { why: "not an absolute, normalised path".to_owned() },
+        }));
+        all.sort_by(|a, b| a.interest.cmp(&b.interest));
+        all
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        Stats { n_watches: self.source.n_watches(), n_events: self.n_events, n_overflows: self.n_overflows }
+    }
+
+    fn spine_for(&mut self, parent: PathBuf) -> SpineId {
+        if let Some(id) = self.by_parent.get(&parent) {
+            return *id;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.by_parent.insert(parent.clone(), id);
+        let spine = Spine { parent, holds: HashSet::new(), targets: HashMap::new(), how: How::Watched, poll: None };
+        self.spines.insert(id, spine);
+        id
+    }
+
+    fn remove_spine(&mut self, id: SpineId) {
+        let Some(spine) = self.spines.remove(&id) else { return };
+        self.by_parent.remove(&spine.parent);
+        for (name, target) in &spine.targets {
+            if let Some(wd) = target.mark {
+                self.release_mark(wd, id, name);
+            }
+        }
+        for hold in &spine.holds {
+            self.release(id, hold);
+        }
+    }
+
+    fn resources(&self, id: SpineId) -> BTreeSet<ResourceId> {
+        let targets = self.spines.get(&id).into_iter().flat_map(|spine| spine.targets.values());
+        targets.flat_map(|target| target.resources.iter().cloned()).collect()
+    }
+
+    fn rebuild_all(&mut self, now: Instant) {
+        let ids: Vec<SpineId> = self.spines.keys().copied().collect();
+        for id in ids {
+            self.rebuild(id, now);
+        }
+    }
+
+    /// Walks spines again and passes on the targets that differ from the last look.
+    fn compare(&mut self, ids: &[SpineId], now: Instant, emit: &mut dyn FnMut(Hint)) {
+        let mut look = BTreeSet::new();
+        for id in ids {
+            let before: HashSet<(Wd, Option<OsString>)> =
+                self.spines.get(id).map(|spine| spine.holds.clone()).unwrap_or_default();
+            let differing = self.rebuild(*id, now);
+            if self.spines.get(id).is_some_and(|spine| spine.holds != before) {
+                look.extend(self.resources(*id));
+            } else {
+                look.extend(differing);
+            }
+        }
+        if !look.is_empty() {
+            emit(Hint::Look(look));
+        }
+    }
+
+    /// Walks a spine again, arms what it needs, gives back what it no longer needs, and looks at its targets. Returns the
+    /// resources of those that differ from the last look.
+    fn rebuild(&mut self, id: SpineId, now: Instant) -> BTreeSet<ResourceId> {
+        let Some(spine) = self.spines.get(&id) else { return BTreeSet::new() };
+        let names: Vec<OsString> = spine.targets.keys().cloned().collect();
+        self.look(id, &names, now).differing
+    }
+
+    /// Looks again at single targets. Returns the resources of those that had to be armed anew: a change between the event
+    /// and the arming would have gone unnoticed.
+    fn recheck(&mut self, id: SpineId, names: &BTreeSet<OsString>, now: Instant) -> BTreeSet<ResourceId> {
+        let names: Vec<OsString> = names.iter().cloned().collect();
+        self.look(id, &names, now).armed
+    }
+
+    fn look(&mut self, id: SpineId, names: &[OsString], now: Instant) -> Looked {
+        let mut looked = Looked::default();
+        let Some(parent) = self.spines.get(&id).map(|spine| spine.parent.clone()) else { return looked };
+        // Only validated paths become spines, so there always are components.
+        let components = walk::components(&parent).unwrap_or_default();
+        let mut walk = walk::walk(&self.root, components, &mut self.source);
+        let mut holds: HashSet<(Wd, Option<OsString>)> =
+            walk.steps.into_iter().map(|(wd, name)| (wd, Some(name))).collect();
+        if let End::Directory(Directory { wd: Some(wd), .. }) = &walk.end {
+            holds.insert((*wd, None));
+        }
+        self.hold(id, holds);
+        for name in names {
+            let (seen, armed) = match &walk.end {
+                End::Directory(directory) => walk::glance(directory, name, &mut self.source),
+                End::Missing => (Glance::Absent, None),
+                End::Unreadable(errno) => (Glance::Unreadable(*errno), None),
+            };
+            let mark = match armed {
+                Some(Ok(wd)) => Some(wd),
+                Some(Err(error)) => {
+                    walk.failed.get_or_insert(error);
+                    None
+                }
+                None => None,
+            };
+            self.seen(id, name, seen, mark, &mut looked);
+        }
+        self.cover(id, walk.failed, walk.silent, now);
+        looked
+    }
+
+    /// Records one look at a target.
+    fn seen(&mut self, id: SpineId, name: &OsStr, seen: Glance, mark: Option<Wd>, looked: &mut Looked) {
+        let Some(target) = self.spines.get_mut(&id).and_then(|spine| spine.targets.get_mut(name)) else { return };
+        let fresh = seen.is_fresh(SystemTime::now());
+        if target.seen != seen || target.fresh {
+            looked.differing.extend(target.resources.iter().cloned());
+        }
+        target.seen = seen;
+        target.fresh = fresh;
+        let before = std::mem::replace(&mut target.mark, mark);
+        if before == mark {
+            return;
+        }
+        looked.armed.extend(target.resources.iter().cloned());
+        if let Some(wd) = mark {
+            self.watches.entry(wd).or_default().marks.insert((id, name.to_owned()));
+        }
+        if let Some(wd) = before {
+            self.release_mark(wd, id, name);
+        }
+    }
+
+    /// Takes what a spine holds now before giving back what it held before, so that nothing shared is disarmed between.
+    fn hold(&mut self, id: SpineId, holds: HashSet<(Wd, Option<OsString>)>) {
+        for (wd, name) in &holds {
+            let watch = self.watches.entry(*wd).or_default();
+            match name {
+                Some(name) => watch.steps.entry(name.clone()).or_default().insert(id),
+                None => watch.ends.insert(id),
+            };
+        }
+        let Some(spine) = self.spines.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut spine.holds, holds);
+        let gone: Vec<_> = before.into_iter().filter(|hold| !spine.holds.contains(hold)).collect();
+        for hold in gone {
+            self.release(id, &hold);
+        }
+    }
+
+    fn release(&mut self, id: SpineId, (wd, name): &(Wd, Option<OsString>)) {
+        let Some(watch) = self.watches.get_mut(wd) else { return };
+        match name {
+            Some(name) => {
+                if let Some(spines) = watch.steps.get_mut(name) {
+                    spines.remove(&id);
+                    if spines.is_empty() {
+                        watch.steps.remove(name);
+                    }
+                }
+            }
+            None => {
+                watch.ends.remove(&id);
+            }
+        }
+        self.disarm_if_unused(*wd);
+    }
+
+    fn release_mark(&mut self, wd: Wd, id: SpineId, name: &OsStr) {
+        if let Some(watch) = self.watches.get_mut(&wd) {
+            watch.marks.remove(&(id, name.to_owned()));
+            self.disarm_if_unused(wd);
+        }
+    }
+
+    fn disarm_if_unused(&mut self, wd: Wd) {
+        if self.watches.get(&wd).is_some_and(Watch::is_unused) {
+            self.watches.remove(&wd);
+            self.source.disarm(wd);
+        }
+    }
+
+    /// Records how a spine is guarded, and when it is to be polled.
+    fn cover(&mut self, id: SpineId, failed: Option<ArmError>, silent: Option<&'static str>, now: Instant) {
+        let Some(spine) = self.spines.get_mut(&id) else { return };
+        let unreadable = spine.targets.values().any(|target| matches!(target.seen, Glance::Unreadable(_)));
+        let (how, interval) = match (failed, silent) {
+            (Some(error), _) => (How::Polled { why: error.to_string() }, Some(POLL)),
+            (None, Some(why)) => (How::Polled { why: why.to_owned() }, Some(POLL_SILENT)),
+            (None, None) if unreadable => (How::Watched, Some(POLL_SILENT)),
+            (None, None) => (How::Watched, None),
+        };
+        spine.poll = interval.map(|interval| (now + interval, interval));
+        if spine.how != how {
+            match &how {
+                How::Polled { why } | How::Blind { why } => {
+                    tracing::warn!(path = %spine.parent.display(), why, "polling instead of watching");
+                }
+                How::Watched => tracing::info!(path = %spine.parent.display(), "watching again"),
+            }
+            spine.how = how;
+        }
+    }
+}
+
+/// What a look at targets found.
+#[derive(Debug, Default)]
+struct Looked {
+    differing: BTreeSet<ResourceId>,
+    armed: BTreeSet<ResourceId>,
+}
+
+/// Splits a valid path into the directory and the name in it. The root is the name `.` in itself.
+fn split(path: &Path) -> Option<(PathBuf, OsString)> {
+    walk::components(path)?;
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Some((parent.to_owned(), name.to_owned())),
+        (None, _) => Some((path.to_owned(), OsString::from("."))),
+        (Some(_), None) => None,
+    }
+}
+
+/// Finds out whom an event concerns. For a name that is nobody's interest this is two lookups.
+fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<SpineId, Spine>, batch: &mut Batch) {
+    if event.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+        batch.overflowed = true;
+        return;
+    }
+    let Some(watch) = watches.get(&event.wd) else { return };
+    let changes_structure = event.flags.intersects(STRUCTURE);
+    let target = |id: SpineId, name: &OsStr| spines.get(&id).and_then(|spine| spine.targets.get(name));
+    if event.flags.intersects(GONE) {
+        batch.rebuild.extend(watch.ends.iter().chain(watch.steps.values().flatten()));
+    }
+    if event.name.is_empty() {
+        for (id, name) in &watch.marks {
+            batch.look.extend(target(*id, name).into_iter().flat_map(|target| target.resources.iter().cloned()));
+            if changes_structure || event.flags.intersects(GONE) {
+                batch.recheck.entry(*id).or_default().insert(name.clone());
+            }
+        }
+        return;
+    }
+    let name = OsStr::from_bytes(event.name);
+    if changes_structure && let Some(ids) = watch.steps.get(name) {
+        batch.rebuild.extend(ids);
+    }
+    for id in &watch.ends {
+        if let Some(target) = target(*id, name) {
+            batch.look.extend(target.resources.iter().cloned());
+            if changes_structure {
+                batch.recheck.entry(*id).or_default().insert(name.to_owned());
+            }
+        }
+    }
+}

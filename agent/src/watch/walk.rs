@@ -1,0 +1,274 @@
+//! Walks a path one component at a time, arming each directory before looking up the next name in it.
+//!
+//! Nothing is opened for reading and no link is followed by the kernel: every hop is read and resolved here, beneath the
+//! root, so that each directory that takes part in the path's meaning is watched, and nothing else.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path};
+use std::rc::Rc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, fstatfs, openat, readlinkat, statx};
+use rustix::io::Errno;
+
+use super::source::{ArmError, Purpose, Source, Wd};
+
+/// As many hops as the kernel follows.
+const MAX_HOPS: u32 = 40;
+
+/// Opens a directory to be the root of all walks.
+pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The names of an absolute, normalised path; `None` for any other.
+pub(super) fn components(path: &Path) -> Option<VecDeque<OsString>> {
+    let mut parts = path.components();
+    if parts.next() != Some(Component::RootDir) || path.as_os_str().as_bytes().contains(&0) {
+        return None;
+    }
+    parts
+        .map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir | Component::ParentDir => None,
+        })
+        .collect()
+}
+
+/// A directory on the way.
+#[derive(Debug)]
+struct Open {
+    fd: OwnedFd,
+    mount: u64,
+}
+
+/// The directory that a path led to.
+#[derive(Debug)]
+pub(super) struct Directory {
+    open: Rc<Open>,
+    /// Its watch, if it could be armed.
+    pub(super) wd: Option<Wd>,
+}
+
+/// How a walk ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// At a directory.
+    Directory(Directory),
+    /// At a name that is not there, or is no directory; it is among the steps, so its coming is noticed.
+    Missing,
+    /// At something that could not be looked at.
+    Unreadable(Errno),
+}
+
+/// What a walk found and armed.
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// Each name that was looked up, with the watch of the directory that it was looked up in.
+    pub(super) steps: Vec<(Wd, OsString)>,
+    /// How it ended.
+    pub(super) end: End,
+    /// The first arming that failed.
+    pub(super) failed: Option<ArmError>,
+    /// Set when the last directory is on a file system that does not report every change.
+    pub(super) silent: Option<&'static str>,
+}
+
+/// Walks to the directory `names`, beneath `root`.
+pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, source: &mut Source) -> Walk {
+    let mut walk = Walk { steps: Vec::new(), end: End::Missing, failed: None, silent: None };
+    let top = match root.try_clone().map(|fd| statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map(|stat| (fd, stat))) {
+        Ok(Ok((fd, stat))) => Rc::new(Open { fd, mount: stat.stx_mnt_id }),
+        Ok(Err(errno)) => return Walk { end: End::Unreadable(errno), ..walk },
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            return Walk { end: End::Unreadable(errno), ..walk };
+        }
+    };
+    // The way down from the root, for `..` in a link's target.
+    let mut way = vec![top];
+    let mut hops = 0;
+    loop {
+        let Some(here) = way.last().map(Rc::clone) else { return walk };
+        let Some(name) = names.pop_front() else {
+            let wd = arm(source, &here, &mut walk.failed);
+            walk.silent = silence(&here.fd);
+            walk.end = End::Directory(Directory { open: here, wd });
+            return walk;
+        };
+        if name == OsStr::new("..") {
+            if way.len() > 1 {
+                way.pop();
+            }
+            continue;
+        }
+        if let Some(wd) = arm(source, &here, &mut walk.failed) {
+            walk.steps.push((wd, name.clone()));
+        }
+        match step(&here.fd, &name) {
+            Ok(Step::Down(next)) => way.push(Rc::new(next)),
+            Ok(Step::Hop(target)) => {
+                hops += 1;
+                if hops > MAX_HOPS {
+                    walk.end = End::Unreadable(Errno::LOOP);
+                    return walk;
+                }
+                if target.first() == Some(&b'/') {
+                    way.truncate(1);
+                }
+                for part in target.split(|byte| *byte == b'/').rev() {
+                    if !matches!(part, b"" | b".") {
+                        names.push_front(OsString::from_vec(part.to_vec()));
+                    }
+                }
+            }
+            Ok(Step::Nothing) => {
+                walk.silent = silence(&here.fd);
+                return walk;
+            }
+            Err(errno) => {
+                walk.end = End::Unreadable(errno);
+                return walk;
+            }
+        }
+    }
+}
+
+fn arm(source: &mut Source, here: &Open, failed: &mut Option<ArmError>) -> Option<Wd> {
+    match source.arm(here.fd.as_fd(), Purpose::Entries) {
+        Ok(wd) => Some(wd),
+        Err(error) => {
+            failed.get_or_insert(error);
+            None
+        }
+    }
+}
+
+enum Step {
+    Down(Open),
+    Hop(Vec<u8>),
+    Nothing,
+}
+
+fn step(here: &OwnedFd, name: &OsStr) -> Result<Step, Errno> {
+    let fd = match openat(here, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(Step::Nothing),
+        Err(errno) => return Err(errno),
+    };
+    let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED)?;
+    Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
+        FileType::Directory => Step::Down(Open { fd, mount: stat.stx_mnt_id }),
+        FileType::Symlink => Step::Hop(readlinkat(&fd, "", Vec::new())?.into_bytes()),
+        FileType::RegularFile
+        | FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown => Step::Nothing,
+    })
+}
+
+/// File systems whose content can change without this kernel's doing, or without an event.
+fn silence(fd: &OwnedFd) -> Option<&'static str> {
+    Some(match fstatfs(fd).ok()?.f_type {
+        0x6969 => "NFS reports no changes by others",
+        0x517B | 0xFF53_4D42 | 0xFE53_4D42 => "SMB reports no changes by others",
+        0x6573_5546 => "FUSE need not report changes",
+        0x0102_1997 => "9p reports no changes by others",
+        0x00C3_6400 => "Ceph reports no changes by others",
+        0x5346_414F | 0x6B41_4653 => "AFS reports no changes by others",
+        0x0BD0_0BD0 => "Lustre reports no changes by others",
+        0x0116_1970 | 0x7461_636F | 0x4750_4653 | 0x1983_0326 => "a cluster file system reports no changes by others",
+        0x786F_4256 => "a VirtualBox share reports no changes by others",
+        0x9FA0 | 0x6265_6572 | 0x6367_7270 | 0x0027_E0EB => "the kernel's own file systems report no changes",
+        _ => return None,
+    })
+}
+
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+
+/// Metadata by which polling tells whether to look again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    mount: u64,
+    device: (u32, u32),
+    inode: u64,
+    ctime: (i64, u32),
+    size: u64,
+    mode: u16,
+    owner: (u32, u32),
+    n_links: u32,
+}
+
+/// What one look at a name showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Glance {
+    /// It is there.
+    Present(Identity),
+    /// Nothing is there.
+    Absent,
+    /// It could not be looked at.
+    Unreadable(Errno),
+}
+
+impl Glance {
+    /// Whether it changed so recently that another change might carry the same time stamp.
+    pub(super) fn is_fresh(&self, now: std::time::SystemTime) -> bool {
+        let Self::Present(identity) = self else { return false };
+        let now = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let (seconds, nanoseconds) = identity.ctime;
+        let then = u128::try_from(seconds).unwrap_or(0) * 1000 + u128::from(nanoseconds / 1_000_000);
+        now < then + 50
+    }
+}
+
+/// Looks at `name` in a directory without following a link, and arms a watch on the thing itself where the watch on the
+/// directory would miss changes: a directory's own attributes at a mount point, a file with another name elsewhere.
+pub(super) fn glance(
+    directory: &Directory,
+    name: &OsStr,
+    source: &mut Source,
+) -> (Glance, Option<Result<Wd, ArmError>>) {
+    let stat = match statx(&directory.open.fd, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, WANTED) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return (Glance::Absent, None),
+        Err(errno) => return (Glance::Unreadable(errno), None),
+    };
+    let purpose = match FileType::from_raw_mode(stat.stx_mode.into()) {
+        FileType::Directory => Some(Purpose::DirectoryItself),
+        FileType::RegularFile if stat.stx_nlink > 1 || stat.stx_mnt_id != directory.open.mount => {
+            Some(Purpose::FileItself)
+        }
+        FileType::RegularFile
+        | FileType::Symlink
+        | FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown => None,
+    };
+    let armed = purpose.and_then(|purpose| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Gone since the look above: the directory's watch has announced it.
+        let fd = openat(&directory.open.fd, name, flags, Mode::empty()).ok()?;
+        Some(source.arm(fd.as_fd(), purpose))
+    });
+    (Glance::Present(identity(&stat)), armed)
+}
+
+fn identity(stat: &Statx) -> Identity {
+    Identity {
+        mount: stat.stx_mnt_id,
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+        inode: stat.stx_ino,
+        ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        size: stat.stx_size,
+        mode: stat.stx_mode,
+        owner: (stat.stx_uid, stat.stx_gid),
+        n_links: stat.stx_nlink,
+    }
+}
