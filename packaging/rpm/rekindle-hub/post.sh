@@ -7,11 +7,9 @@ fi
 if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload >/dev/null 2>&1 || :
 	if [ "$1" -eq 1 ]; then
-		# Each starts only where a configuration exists, and only if the preset of the site enabled it.
-		for unit in rekindle-hub.service; do
-			if systemctl --quiet is-enabled "$unit" 2>/dev/null; then
-				systemctl start "$unit" >/dev/null 2>&1 || :
-			fi
-		done
+		# It starts only where a configuration exists, and only if the preset of the site enabled it.
+		if systemctl --quiet is-enabled rekindle-hub.service 2>/dev/null; then
+			systemctl start rekindle-hub.service >/dev/null 2>&1 || :
+		fi
 	fi
 fi
