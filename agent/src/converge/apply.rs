@@ -1,1 +1,396 @@
-//! Written next.
+//! Carrying a plan out, one resource at a time, requirements first.
+//!
+//! For each: observe; leave it when it is in sync, unknown, blocked or held; otherwise back up what will be lost, make the
+//! intent and the debts durable, apply, and observe again. Only a fresh observation in sync counts as success.
+//!
+//! A failing journal never stops a convergence; a backup that cannot be kept stops its step, because what was there must not be
+//! lost. This module never decides what a failure means: that is [`super::health`].
+
+mod packages;
+mod pay;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::{Cause, Context, Outcome, Request, ResourceReport, RunReport, Scope};
+use crate::config::Mode;
+use crate::policy::DesiredState;
+use crate::record::{Intent, Note, RunInfo, StepOutcome};
+use crate::resource::{
+    self, ApplyError, Change, Desired, Drift, OnDrift, Replaced, Resource, ResourceId, Sighting, Snapshot, Verdict,
+    chain,
+};
+
+/// What a run remembers of a look, so that nothing is read twice while nothing changes.
+struct Look {
+    /// How many steps had been applied by then.
+    epoch: u64,
+    /// `None` for what is in sync: its content is not worth the memory.
+    sighting: Option<Sighting>,
+    verdict: Verdict,
+}
+
+/// One run under way.
+struct Run<'a, 'c> {
+    context: &'a mut Context<'c>,
+    request: &'a Request<'a>,
+    info: RunInfo,
+    snapshot: Snapshot,
+    /// What the scope means; `None` for everything.
+    selected: Option<BTreeSet<ResourceId>>,
+    /// Steps applied so far; a look from an earlier epoch is not trusted any more.
+    epoch: u64,
+    looks: HashMap<ResourceId, Look>,
+    reports: Vec<ResourceReport>,
+    /// Index into `reports`.
+    done: HashMap<ResourceId, usize>,
+    /// Outcomes of packages that were changed together with an earlier one.
+    ahead: HashMap<ResourceId, ResourceReport>,
+}
+
+/// Converges once.
+pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
+    let clock = Instant::now();
+    let started = Timestamp::now();
+    let info = RunInfo {
+        id: None,
+        started,
+        revision: request.desired.revision().clone(),
+        cause: request.cause,
+        full: request.scope == Scope::Everything,
+    };
+    let full = info.full;
+    let mut run = Run {
+        context,
+        request,
+        info,
+        snapshot: Snapshot::new(),
+        selected: None,
+        epoch: 0,
+        looks: HashMap::new(),
+        reports: Vec::new(),
+        done: HashMap::new(),
+        ahead: HashMap::new(),
+    };
+    let interrupted = run.visit_all();
+    let debts = run.pay_debts(interrupted);
+    RunReport {
+        run: run.info.id.unwrap_or(0),
+        revision: run.info.revision,
+        cause: run.info.cause,
+        full,
+        started,
+        duration_us: elapsed_us(clock),
+        resources: run.reports,
+        debts,
+        interrupted,
+    }
+}
+
+fn elapsed_us(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Which resources a scope means, without looking at the host: `None` for all.
+pub(super) fn targets(scope: &Scope) -> Option<&BTreeSet<ResourceId>> {
+    match scope {
+        Scope::Everything => None,
+        Scope::Only(set) => Some(set),
+    }
+}
+
+/// Adds everything that a resource requires, however far.
+pub(super) fn add_requirements(desired: &DesiredState, resource: &Resource, selected: &mut BTreeSet<ResourceId>) {
+    let mut open: Vec<&ResourceId> = resource.requires.iter().collect();
+    while let Some(id) = open.pop() {
+        if selected.insert(id.clone()) {
+            open.extend(desired.get(id).into_iter().flat_map(|required| &required.requires));
+        }
+    }
+}
+
+/// Looks at one resource and compares. Parents that the policy declares are not the step's own to make.
+pub(super) fn look(
+    host: &crate::host::Host,
+    snapshot: &mut Snapshot,
+    desired: &DesiredState,
+    resource: &Resource,
+) -> (Sighting, Verdict) {
+    let mut sighting = resource::observe(host, snapshot, &resource.desired);
+    sighting
+        .missing_parents
+        .retain(|path| desired.get(&ResourceId::new(resource::Kind::Directory, path.to_string())).is_none());
+    let verdict = resource::diff(&resource.desired, &sighting);
+    (sighting, verdict)
+}
+
+/// Why a resource that is out of sync is to be left as it is, if so.
+pub(super) fn left_alone(request: &Request<'_>, resource: &Resource) -> Option<String> {
+    if request.mode == Mode::Noop {
+        return Some("noop".to_owned());
+    }
+    if let Some(why) = (request.hold)(&resource.id) {
+        return Some(why);
+    }
+    // `on_drift` speaks of drift: what a new revision or a person asks for is done.
+    match (request.cause, resource.on_drift) {
+        (Cause::Drift, OnDrift::Report) => Some("on_drift = \"report\"".to_owned()),
+        (Cause::Drift, OnDrift::Reimage) => Some("on_drift = \"reimage\"".to_owned()),
+        (Cause::Drift, OnDrift::Repair) | (Cause::NewRevision | Cause::Operator, _) => None,
+    }
+}
+
+impl<'a> Run<'a, '_> {
+    /// Visits what the scope means. Returns whether a shutdown ended it early.
+    fn visit_all(&mut self) -> bool {
+        let desired = self.request.desired;
+        self.selected = match targets(&self.request.scope) {
+            None => None,
+            Some(targets) => Some(self.select(targets)),
+        };
+        for resource in desired.resources() {
+            if self.selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
+                continue;
+            }
+            if self.context.stop.load(Ordering::SeqCst) {
+                return true;
+            }
+            let report = self.visit(resource);
+            self.done.insert(resource.id.clone(), self.reports.len());
+            self.reports.push(report);
+        }
+        false
+    }
+
+    /// The targets, and for each that is out of sync whatever it requires.
+    fn select(&mut self, targets: &BTreeSet<ResourceId>) -> BTreeSet<ResourceId> {
+        let desired = self.request.desired;
+        let mut selected = targets.clone();
+        for resource in targets.iter().filter_map(|id| desired.get(id)) {
+            let (sighting, verdict) = self.look(resource);
+            if verdict != Verdict::InSync {
+                add_requirements(desired, resource, &mut selected);
+            }
+            let sighting = (verdict != Verdict::InSync).then_some(sighting);
+            self.looks.insert(resource.id.clone(), Look { epoch: self.epoch, sighting, verdict });
+        }
+        selected
+    }
+
+    fn look(&mut self, resource: &Resource) -> (Sighting, Verdict) {
+        look(self.context.host, &mut self.snapshot, self.request.desired, resource)
+    }
+
+    fn visit(&mut self, resource: &'a Resource) -> ResourceReport {
+        if let Some(report) = self.ahead.remove(&resource.id) {
+            return report;
+        }
+        if let Some(blocked_by) = self.blocker(resource) {
+            return report(resource, None, Outcome::Skipped { blocked_by });
+        }
+        let (sighting, verdict) = match self.looks.remove(&resource.id) {
+            Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch => {
+                return report(resource, None, Outcome::Unchanged);
+            }
+            Some(Look { epoch, sighting: Some(sighting), verdict }) if epoch == self.epoch => (sighting, verdict),
+            Some(_) | None => self.look(resource),
+        };
+        match verdict {
+            Verdict::InSync => report(resource, None, Outcome::Unchanged),
+            Verdict::Indeterminate(reason) => {
+                tracing::warn!(resource = %resource.id, reason = %reason, "could not be observed");
+                let step = self.note(resource, "indeterminate", None, &reason);
+                report(resource, step, Outcome::Indeterminate { reason })
+            }
+            Verdict::Drift(drift) => match left_alone(self.request, resource) {
+                Some(why) => {
+                    let step = self.note(resource, "reported", Some(&drift), &why);
+                    let Drift { action, changes } = drift;
+                    report(resource, step, Outcome::Reported { changes, action, why })
+                }
+                None => match &resource.desired {
+                    Desired::Package(_) => self.package_steps(resource, sighting, drift),
+                    Desired::File(_)
+                    | Desired::Directory(_)
+                    | Desired::Symlink(_)
+                    | Desired::User(_)
+                    | Desired::Group(_)
+                    | Desired::Service(_) => self.step(resource, &sighting, drift),
+                },
+            },
+        }
+    }
+
+    /// The requirement that keeps a resource from being attempted, if any.
+    fn blocker(&self, resource: &Resource) -> Option<ResourceId> {
+        resource.requires.iter().find(|id| self.outcome(id).is_some_and(blocks)).cloned()
+    }
+
+    fn outcome(&self, id: &ResourceId) -> Option<&Outcome> {
+        self.done.get(id).and_then(|index| self.reports.get(*index)).map(|report| &report.outcome)
+    }
+
+    fn step(&mut self, resource: &Resource, sighting: &Sighting, drift: Drift) -> ResourceReport {
+        let clock = Instant::now();
+        let time = Timestamp::now();
+        let backup = match self.back_up(resource, sighting) {
+            Ok(backup) => backup,
+            Err((error, signature)) => {
+                let step = self.note(resource, "failed", Some(&drift), &error);
+                return report(resource, step, Outcome::Failed { changes: drift.changes, error, signature });
+            }
+        };
+        let steps = self.intend(&[Intent {
+            resource: &resource.id,
+            action: drift.action,
+            changes: &drift.changes,
+            backup: backup.as_deref(),
+            notifies: &resource.notifies,
+            time,
+        }]);
+        let step = steps.first().copied();
+        self.remove_leftovers(resource);
+        let result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
+        self.epoch += 1;
+        let outcome = self.verify(resource, drift, result);
+        self.conclude(&[(step, &outcome)], clock);
+        report(resource, step, outcome)
+    }
+
+    /// Keeps what the step will overwrite. The error comes with its signature.
+    fn back_up(&mut self, resource: &Resource, sighting: &Sighting) -> Result<Option<String>, (String, String)> {
+        match resource::replaced(&self.context.host.root, &resource.desired, sighting) {
+            Replaced::Nothing => Ok(None),
+            Replaced::TooLong => {
+                tracing::warn!(resource = %resource.id, "what is replaced is too long to keep a backup of");
+                Ok(None)
+            }
+            Replaced::Content(_) if !self.context.record.keeps_backups() => Ok(None),
+            Replaced::Content(content) => self.context.record.keep(&content).map(Some).map_err(|e| {
+                (format!("cannot keep a backup of what is replaced: {}", chain(&e)), "back up".to_owned())
+            }),
+        }
+    }
+
+    /// Makes intents and debts durable. Returns no ids when the journal cannot be written; the debts are then kept in memory.
+    fn intend(&mut self, intents: &[Intent<'_>]) -> Vec<i64> {
+        match self.context.record.begin_steps(&mut self.info, intents) {
+            Ok(steps) => steps,
+            Err(e) => {
+                self.context.record.note_trouble(&e);
+                for intent in intents {
+                    self.context.record.owe_unsaved(intent.notifies, intent.resource);
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    /// Removes temporary files that a killed run left beside a path; they would otherwise pile up.
+    fn remove_leftovers(&self, resource: &Resource) {
+        let path = match &resource.desired {
+            Desired::File(file) => &file.path,
+            Desired::Symlink(symlink) => &symlink.path,
+            Desired::Directory(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Package(_)
+            | Desired::Service(_) => return,
+        };
+        if let Err(e) = self.context.host.root.remove_leftovers(path) {
+            tracing::debug!(path = %path, error = %e, "could not look for leftovers");
+        }
+    }
+
+    /// Observes again after a step: the tool's word for its success is not enough.
+    fn verify(&mut self, resource: &Resource, drift: Drift, result: Result<(), ApplyError>) -> Outcome {
+        let Drift { action, changes } = drift;
+        if let Err(e) = result {
+            let (error, signature) = (e.chain(), e.signature());
+            tracing::warn!(resource = %resource.id, error = %error, "step failed");
+            return Outcome::Failed { changes, error, signature };
+        }
+        let (_, verdict) = self.look(resource);
+        match verdict {
+            Verdict::InSync => {
+                tracing::info!(resource = %resource.id, cause = ?self.request.cause, action = ?action, "put in sync");
+                Outcome::Changed { changes, action }
+            }
+            Verdict::Indeterminate(reason) => Outcome::Failed {
+                changes,
+                error: format!("the step was applied, but its result cannot be observed: {reason}"),
+                signature: "verify: cannot observe".to_owned(),
+            },
+            Verdict::Drift(left) => {
+                let attributes = attributes(&left.changes);
+                tracing::warn!(resource = %resource.id, attributes = %attributes, "still out of sync after its step");
+                Outcome::Failed {
+                    changes,
+                    error: format!("the step was applied, but the host still differs in: {attributes}"),
+                    signature: format!("verify: {attributes}"),
+                }
+            }
+        }
+    }
+
+    fn conclude(&mut self, steps: &[(Option<i64>, &Outcome)], clock: Instant) {
+        let duration_us = elapsed_us(clock);
+        let outcomes: Vec<StepOutcome> = steps
+            .iter()
+            .filter_map(|(step, outcome)| {
+                let error = match outcome {
+                    Outcome::Failed { error, .. } => Some(error.clone()),
+                    Outcome::Unchanged
+                    | Outcome::Changed { .. }
+                    | Outcome::Reported { .. }
+                    | Outcome::Indeterminate { .. }
+                    | Outcome::Skipped { .. } => None,
+                };
+                step.map(|step| StepOutcome { step, error, duration_us })
+            })
+            .collect();
+        if outcomes.is_empty() {
+            return;
+        }
+        if let Err(e) = self.context.record.finish_steps(&outcomes) {
+            self.context.record.note_trouble(&e);
+        }
+    }
+
+    fn note(&mut self, resource: &Resource, outcome: &'static str, drift: Option<&Drift>, error: &str) -> Option<i64> {
+        let note = Note {
+            resource: &resource.id,
+            outcome,
+            action: drift.map(|drift| drift.action),
+            changes: drift.map_or(&[], |drift| &drift.changes),
+            error,
+            time: Timestamp::now(),
+        };
+        match self.context.record.note(&mut self.info, &note) {
+            Ok(step) => Some(step),
+            Err(e) => {
+                self.context.record.note_trouble(&e);
+                None
+            }
+        }
+    }
+}
+
+/// Whether what requires a resource of this outcome must not be attempted. What policy says to leave alone does not block.
+fn blocks(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Failed { .. } | Outcome::Indeterminate { .. } | Outcome::Skipped { .. } => true,
+        Outcome::Unchanged | Outcome::Changed { .. } | Outcome::Reported { .. } => false,
+    }
+}
+
+fn report(resource: &Resource, step: Option<i64>, outcome: Outcome) -> ResourceReport {
+    ResourceReport { resource: resource.id.clone(), step, outcome }
+}
+
+fn attributes(changes: &[Change]) -> String {
+    changes.iter().map(|change| change.attribute.as_str()).collect::<Vec<_>>().join(", ")
+}

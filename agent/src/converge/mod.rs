@@ -5,9 +5,109 @@
 //!   what depends on a failure is skipped and names it.
 //! - [`health`] is pure: what a run's outcome means for the host.
 
-pub mod apply;
+use std::sync::atomic::AtomicBool;
+
+use crate::config::Mode;
+use crate::host::Host;
+use crate::policy::DesiredState;
+use crate::record::Record;
+use crate::resource::{ResourceId, Snapshot, Verdict, chain};
+
+mod apply;
 pub mod health;
 pub mod plan;
 pub mod report;
 
+pub use plan::Plan;
 pub use report::{Cause, DebtReport, Outcome, ResourceReport, RunReport, Scope};
+
+/// What a run works on.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The managed host.
+    pub host: &'a mut Host,
+    /// The durable state.
+    pub record: &'a mut Record,
+    /// Set to end the run after the step in hand.
+    pub stop: &'a AtomicBool,
+}
+
+/// What a run is asked to do.
+pub struct Request<'a> {
+    /// What should be.
+    pub desired: &'a DesiredState,
+    /// Where to look.
+    pub scope: Scope,
+    /// Why.
+    pub cause: Cause,
+    /// Whether drift is repaired.
+    pub mode: Mode,
+    /// Why a resource is to be reported rather than repaired now, if so: a pause, or the back-off of a fight.
+    pub hold: &'a dyn Fn(&ResourceId) -> Option<String>,
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("revision", self.desired.revision())
+            .field("scope", &self.scope)
+            .field("cause", &self.cause)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Holds nothing.
+pub fn hold_nothing(_resource: &ResourceId) -> Option<String> {
+    None
+}
+
+/// Looks, compares and plans. Changes nothing, neither on the host nor in the record.
+///
+/// With [`Scope::Only`], what the named resources require is planned too where it is out of sync. Every resource is seen as
+/// it is now, so a file of a user that an earlier step will make is shown with the owner that it will get.
+pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<'_>) -> Plan {
+    let desired = request.desired;
+    let mut snapshot = Snapshot::new();
+    let targets = apply::targets(&request.scope);
+    let selected = targets.map(|targets| {
+        let mut selected = targets.clone();
+        for resource in targets.iter().filter_map(|id| desired.get(id)) {
+            apply::add_requirements(desired, resource, &mut selected);
+        }
+        selected
+    });
+    let mut findings = Vec::new();
+    for resource in desired.resources() {
+        if selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
+            continue;
+        }
+        let (_, verdict) = apply::look(host, &mut snapshot, desired, resource);
+        let is_target = targets.is_none_or(|targets| targets.contains(&resource.id));
+        if !is_target && verdict == Verdict::InSync {
+            continue;
+        }
+        // In noop everything is left alone; a plan that said so at each step would say nothing.
+        let held = match request.mode {
+            Mode::Noop => (request.hold)(&resource.id),
+            Mode::Enforce => apply::left_alone(request, resource),
+        };
+        findings.push(plan::Finding { resource, verdict, held });
+    }
+    let debts = match record.map(Record::debts) {
+        None => Vec::new(),
+        Some(Ok(debts)) => debts,
+        Some(Err(e)) => {
+            tracing::warn!(error = %chain(&e), "the plan leaves out what is owed");
+            Vec::new()
+        }
+    };
+    Plan::new(desired.revision().clone(), request.cause, findings, &debts)
+}
+
+/// Converges once: observe → plan → apply → verify for each resource, requirements first, then pay what is owed.
+///
+/// A run that finds everything in sync writes nothing, and its report has run 0.
+pub fn converge(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
+    apply::run(context, request)
+}

@@ -55,7 +55,7 @@ pub struct DesiredState {
 
 impl DesiredState {
     /// Called by [`compile`] alone, with resources in an order in which every requirement comes first.
-    fn new(revision: Revision, name: String, resources: Vec<Resource>) -> Self {
+    pub(crate) fn new(revision: Revision, name: String, resources: Vec<Resource>) -> Self {
         let index = resources.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
         Self { revision, name, resources, index }
     }

@@ -1,1 +1,196 @@
-//! The small durable state: journal, history, health, debts, pauses, revisions. Written next.
+//! The small durable state: journal, history, health, debts, pauses, revisions, and the backups of what was replaced.
+//!
+//! Everything here is safe to lose: a lost database costs history, never safety. So a corrupt one is set aside and a new one
+//! made, and no method here may keep a convergence from going on: callers report an error and continue.
+//!
+//! - A run that changes nothing writes nothing.
+//! - What a step is about to do, and the restarts it will owe, are durable in one transaction *before* the step; its outcome is
+//!   one transaction after. A step without an outcome was cut short by a kill.
+//! - One writer: the agent, or a command that holds the agent's lock.
+
+mod backup;
+mod database;
+mod debts;
+mod journal;
+mod pauses;
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use backup::BackupStore;
+
+pub use debts::Debt;
+pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, RunInfo, StepOutcome};
+pub use pauses::{NewPause, Pause};
+
+/// The durable state of one host.
+#[derive(Debug)]
+pub struct Record {
+    connection: Connection,
+    /// `None` where nothing may be written: read-only, or without a disk.
+    backups: Option<BackupStore>,
+    /// Debts that could not be written. They are paid like the others, and lost only with the process.
+    unsaved: Vec<Debt>,
+    steps_since_pruning: u32,
+    trouble: Option<String>,
+}
+
+/// A record that was opened for writing.
+#[derive(Debug)]
+pub struct Opened {
+    /// The record.
+    pub record: Record,
+    /// A corrupt database was found and moved here; the record is new and empty.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// An operation on the durable state that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// A directory or file of the state could not be made or read.
+    #[error("cannot {operation} `{path}`")]
+    File {
+        /// The operation in words.
+        operation: &'static str,
+        /// What it was about.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database refused.
+    #[error("cannot {operation} in the state database")]
+    Database {
+        /// The operation in words.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A stored value is not what this version of rekindle writes.
+    #[error("cannot read the stored {what}")]
+    Value {
+        /// Which value.
+        what: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The state was opened for reading only, or lives in memory.
+    #[error("cannot keep a backup: this record has no backup store")]
+    NoBackupStore,
+}
+
+/// Wraps a database error.
+fn database(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> RecordError {
+    move |source| RecordError::Database { operation, source }
+}
+
+/// The name of the database in the state directory.
+const DATABASE: &str = "state.db";
+
+impl Record {
+    /// Opens the record in a state directory for writing, making what is missing. Steps that a kill cut short are marked
+    /// `interrupted`. A corrupt database is moved aside and a new one made.
+    pub fn open(state: &Path) -> Result<Opened, RecordError> {
+        database::make_directory(state, 0o755)?;
+        let path = state.join(DATABASE);
+        let (connection, set_aside) = database::open_or_replace(&path)?;
+        let backups = BackupStore::open(&state.join("backup"))?;
+        let mut record =
+            Self { connection, backups: Some(backups), unsaved: Vec::new(), steps_since_pruning: 0, trouble: None };
+        record.mark_interrupted()?;
+        record.prune(Timestamp::now())?;
+        Ok(Opened { record, set_aside })
+    }
+
+    /// Opens an existing record for reading beside a running agent.
+    pub fn open_read_only(state: &Path) -> Result<Self, RecordError> {
+        let connection = database::open_read_only(&state.join(DATABASE))?;
+        Ok(Self { connection, backups: None, unsaved: Vec::new(), steps_since_pruning: 0, trouble: None })
+    }
+
+    /// A record that lives in memory alone: for an agent whose disk refuses to keep one, and for images being baked.
+    pub fn volatile() -> Result<Self, RecordError> {
+        let connection = database::open_in_memory()?;
+        Ok(Self { connection, backups: None, unsaved: Vec::new(), steps_since_pruning: 0, trouble: None })
+    }
+
+    /// Reads a small value.
+    pub fn load<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, RecordError> {
+        let text: Option<String> = self
+            .connection
+            .prepare_cached("SELECT value FROM value WHERE key = ?1")
+            .and_then(|mut statement| statement.query_row([key], |row| row.get(0)).optional())
+            .map_err(database("read a value"))?;
+        text.map(|text| {
+            serde_json::from_str(&text).map_err(|source| RecordError::Value { what: format!("`{key}`"), source })
+        })
+        .transpose()
+    }
+
+    /// Writes a small value durably.
+    pub fn save<T: Serialize>(&mut self, key: &str, value: &T) -> Result<(), RecordError> {
+        let text =
+            serde_json::to_string(value).map_err(|source| RecordError::Value { what: format!("`{key}`"), source })?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO value (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )
+            .and_then(|mut statement| statement.execute(params![key, text]))
+            .map(drop)
+            .map_err(database("write a value"))
+    }
+
+    /// Removes a small value. `false` when there was none.
+    pub fn forget(&mut self, key: &str) -> Result<bool, RecordError> {
+        self.connection
+            .execute("DELETE FROM value WHERE key = ?1", [key])
+            .map(|n| n > 0)
+            .map_err(database("remove a value"))
+    }
+
+    /// Keeps content in the backup store. Returns its name there, the SHA-256 in hexadecimal.
+    pub fn keep(&mut self, content: &[u8]) -> Result<String, RecordError> {
+        self.backups.as_mut().ok_or(RecordError::NoBackupStore)?.keep(content)
+    }
+
+    /// Whether [`Record::keep`] has anywhere to keep things.
+    pub fn keeps_backups(&self) -> bool {
+        self.backups.is_some()
+    }
+
+    /// The last write that did not succeed since this was last asked, for the log and `rekindle status`.
+    pub fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
+    /// Remembers and logs an error that must not stop a convergence.
+    pub(crate) fn note_trouble(&mut self, error: &RecordError) {
+        let text = crate::resource::chain(error);
+        tracing::error!(error = %text, "the journal could not be written; converging without it");
+        self.trouble = Some(text);
+    }
+}
+
+/// Reads content that was kept, given a state directory; `None` when it has been dropped to make room.
+pub fn kept(state: &Path, name: &str) -> Result<Option<Vec<u8>>, RecordError> {
+    backup::read(&state.join("backup"), name)
+}
+
+/// Microseconds since the epoch, as the database keeps time.
+fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// The time of a stored number; the epoch when it is out of range, which only a damaged row can be.
+fn from_micros(micros: i64) -> Timestamp {
+    Timestamp::from_microsecond(micros).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests;

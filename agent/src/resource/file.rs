@@ -1,8 +1,14 @@
 //! `file`: a regular file with exactly these bytes, owner, group and mode.
+//!
+//! Content that differs is replaced as a whole and atomically; owner, group or mode that differ alone are set on the inode
+//! that is there. A link, FIFO, socket or device at the path is replaced without ever being opened; a directory only when it
+//! is empty.
 
 use std::sync::Arc;
 
-use super::{AbsPath, Ensure, Mode, Principal};
+use super::place::{self, Node, Observed, Wanted};
+use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Mode, Names, Observation, Principal, Verdict, text};
+use crate::host::root::Root;
 
 /// What a file should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,4 +30,100 @@ pub struct Spec {
     pub group: Principal,
     /// Permission bits; `0644` when the policy names none.
     pub mode: Mode,
+}
+
+impl Spec {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { owner: &self.owner, group: &self.group, mode: self.mode }
+    }
+}
+
+/// Reads what is at the path. Content is read up to [`place::MAX_CONTENT`] so that it can be shown and kept.
+pub fn observe(root: &Root, desired: &Desired) -> Observation<Observed> {
+    match &desired.ensure {
+        Ensure::Present(spec) => {
+            place::observe_content(root, &desired.path, u64::try_from(spec.content.len()).unwrap_or(u64::MAX))
+        }
+        Ensure::Absent => place::observe_content(root, &desired.path, 0),
+    }
+}
+
+/// Compares; `missing_parents` are shown as part of the step that will make them.
+pub fn diff(
+    desired: &Desired,
+    observation: &Observation<Observed>,
+    names: Names,
+    missing_parents: &[AbsPath],
+) -> Verdict {
+    match (&desired.ensure, observation) {
+        (_, Observation::Unknown(why)) => Verdict::Indeterminate(why.clone()),
+        (Ensure::Absent, Observation::Absent) => Verdict::InSync,
+        (Ensure::Absent, Observation::Present(observed)) => Verdict::Drift(place::removal(observed)),
+        (Ensure::Present(spec), Observation::Absent) => {
+            let mut changes: Vec<Change> = place::parent_changes(missing_parents).collect();
+            changes.push(text::content_change("content", None, Some(&spec.content)));
+            changes.extend(place::new_permission_changes(names, &spec.wanted()));
+            Verdict::Drift(Drift { action: Action::Create, changes })
+        }
+        (Ensure::Present(spec), Observation::Present(observed)) => {
+            let mut changes = Vec::new();
+            match &observed.node {
+                Node::File(content) if content[..] == spec.content[..] => {}
+                Node::File(content) => {
+                    changes.push(text::content_change("content", Some(content), Some(&spec.content)));
+                }
+                Node::Unread => changes.push(Change {
+                    attribute: "content".to_owned(),
+                    detail: super::ChangeDetail::Opaque {
+                        from: Some(format!("{} bytes, too long to keep", observed.metadata.size)),
+                        to: Some(text::describe(&spec.content)),
+                    },
+                }),
+                Node::Directory | Node::Symlink(_) | Node::Special => {
+                    changes.push(Change::value("type", Some(observed.node.describe()), Some("file".to_owned())));
+                    changes.push(text::content_change("content", None, Some(&spec.content)));
+                }
+            }
+            if matches!(observed.node, Node::File(_) | Node::Unread) {
+                place::permission_changes(&mut changes, &observed.metadata, names, &spec.wanted());
+            }
+            if changes.is_empty() { Verdict::InSync } else { Verdict::Drift(Drift { action: Action::Update, changes }) }
+        }
+    }
+}
+
+/// Puts the file in sync with what was desired, starting from what was observed.
+pub fn apply(
+    root: &Root,
+    desired: &Desired,
+    observation: &Observation<Observed>,
+    names: Names,
+) -> Result<(), ApplyError> {
+    let path = &desired.path;
+    match (&desired.ensure, observation) {
+        (_, Observation::Unknown(why)) => Err(ApplyError::Vanished { what: path.to_string(), why: why.clone() }),
+        (Ensure::Absent, Observation::Absent) => Ok(()),
+        (Ensure::Absent, Observation::Present(observed)) => place::remove(root, path, observed),
+        (Ensure::Present(spec), Observation::Absent) => {
+            let permissions = spec.wanted().permissions(path, names)?;
+            place::make_parents(root, path)?;
+            root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))
+        }
+        (Ensure::Present(spec), Observation::Present(observed)) => {
+            let permissions = spec.wanted().permissions(path, names)?;
+            let metadata = Some(&observed.metadata);
+            match &observed.node {
+                Node::File(content) if content[..] == spec.content[..] => root
+                    .set_permissions(path, permissions)
+                    .map_err(place::failure("set the owner and mode of", path, metadata)),
+                Node::File(_) | Node::Unread | Node::Symlink(_) | Node::Special => root
+                    .replace_file(path, &spec.content, permissions)
+                    .map_err(place::failure("replace", path, metadata)),
+                Node::Directory => {
+                    place::remove(root, path, observed)?;
+                    root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))
+                }
+            }
+        }
+    }
 }

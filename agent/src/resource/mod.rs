@@ -7,15 +7,24 @@ pub mod directory;
 pub mod file;
 pub mod group;
 pub mod package;
+pub mod place;
 pub mod service;
 pub mod symlink;
 pub mod user;
 
+mod error;
 mod id;
+mod kinds;
 mod names;
+mod snapshot;
+mod text;
 
+pub use error::{ApplyError, chain};
 pub use id::{Kind, ResourceId};
+pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, observe, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
+pub use snapshot::{Names, Snapshot};
+pub use text::digest;
 
 /// What a resource should be: there, with a specification, or not there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,10 @@
-//! `symlink`: a symbolic link with exactly this target.
+//! `symlink`: a symbolic link with exactly this target. The target is compared as text and never followed.
 
-use super::{AbsPath, Ensure};
+use std::path::Path;
+
+use super::place::{self, Node, Observed};
+use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Observation, Verdict};
+use crate::host::root::Root;
 
 /// What a symbolic link should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,4 +13,58 @@ pub struct Desired {
     pub path: AbsPath,
     /// There, pointing to this target text (which need not exist), or not there.
     pub ensure: Ensure<String>,
+}
+
+/// Looks at the path.
+pub fn observe(root: &Root, desired: &Desired) -> Observation<Observed> {
+    place::observe(root, &desired.path)
+}
+
+/// Compares; `missing_parents` are shown as part of the step that will make them.
+pub fn diff(desired: &Desired, observation: &Observation<Observed>, missing_parents: &[AbsPath]) -> Verdict {
+    match (&desired.ensure, observation) {
+        (_, Observation::Unknown(why)) => Verdict::Indeterminate(why.clone()),
+        (Ensure::Absent, Observation::Absent) => Verdict::InSync,
+        (Ensure::Absent, Observation::Present(observed)) => Verdict::Drift(place::removal(observed)),
+        (Ensure::Present(target), Observation::Absent) => {
+            let mut changes: Vec<Change> = place::parent_changes(missing_parents).collect();
+            changes.push(Change::value("target", None, Some(target.clone())));
+            Verdict::Drift(Drift { action: Action::Create, changes })
+        }
+        (Ensure::Present(target), Observation::Present(observed)) => match &observed.node {
+            Node::Symlink(actual) if actual == Path::new(target) => Verdict::InSync,
+            Node::Symlink(actual) => Verdict::Drift(Drift::value(
+                Action::Update,
+                "target",
+                Some(actual.display().to_string()),
+                Some(target.clone()),
+            )),
+            Node::File(_) | Node::Unread | Node::Directory | Node::Special => Verdict::Drift(Drift::value(
+                Action::Update,
+                "type",
+                Some(observed.node.describe()),
+                Some(format!("symlink to {target}")),
+            )),
+        },
+    }
+}
+
+/// Puts the link in sync with what was desired, starting from what was observed.
+pub fn apply(root: &Root, desired: &Desired, observation: &Observation<Observed>) -> Result<(), ApplyError> {
+    let path = &desired.path;
+    match (&desired.ensure, observation) {
+        (_, Observation::Unknown(why)) => Err(ApplyError::Vanished { what: path.to_string(), why: why.clone() }),
+        (Ensure::Absent, Observation::Absent) => Ok(()),
+        (Ensure::Absent, Observation::Present(observed)) => place::remove(root, path, observed),
+        (Ensure::Present(target), Observation::Absent) => {
+            place::make_parents(root, path)?;
+            root.replace_symlink(path, target).map_err(place::failure("create", path, None))
+        }
+        (Ensure::Present(target), Observation::Present(observed)) => {
+            if observed.node == Node::Directory {
+                place::remove(root, path, observed)?;
+            }
+            root.replace_symlink(path, target).map_err(place::failure("replace", path, Some(&observed.metadata)))
+        }
+    }
 }

@@ -1,0 +1,181 @@
+//! Opening the database: its settings, its tables, and what happens when it is corrupt.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::{RecordError, database};
+
+/// Written to `user_version`; a database of another version is set aside, because history is not worth a migration yet.
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    started INTEGER NOT NULL,
+    revision TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    full INTEGER NOT NULL
+) STRICT;
+CREATE TABLE step (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    resource TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    action TEXT,
+    outcome TEXT,
+    changes TEXT NOT NULL,
+    error TEXT,
+    duration INTEGER,
+    backup TEXT
+) STRICT;
+CREATE INDEX step_resource ON step (resource, time);
+CREATE INDEX step_time ON step (time);
+CREATE INDEX step_open ON step (id) WHERE outcome IS NULL;
+CREATE TABLE debt (
+    unit TEXT NOT NULL,
+    because_of TEXT NOT NULL,
+    notify TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    error TEXT NOT NULL,
+    PRIMARY KEY (unit, because_of)
+) STRICT;
+CREATE TABLE pause (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    begins INTEGER NOT NULL,
+    ends INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    by TEXT NOT NULL,
+    only TEXT NOT NULL
+) STRICT;
+CREATE TABLE value (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+";
+
+/// Makes a directory and its parents with this mode, unless it exists.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), RecordError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| RecordError::File {
+        operation: "make the directory",
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// Opens the database; a corrupt one is moved aside first. Returns where it was moved.
+pub(super) fn open_or_replace(path: &Path) -> Result<(Connection, Option<PathBuf>), RecordError> {
+    match open(path) {
+        Ok(Some(connection)) => Ok((connection, None)),
+        Ok(None) => replace(path),
+        Err(error) if is_corrupt(&error) => replace(path),
+        Err(error) => Err(error),
+    }
+}
+
+fn replace(path: &Path) -> Result<(Connection, Option<PathBuf>), RecordError> {
+    let aside = set_aside(path)?;
+    let connection = open(path)?
+        .ok_or(RecordError::Database { operation: "make the tables", source: rusqlite::Error::InvalidQuery })?;
+    Ok((connection, Some(aside)))
+}
+
+/// Opens and checks the database, making it when it is missing. `None` when its content is not sound or not ours.
+fn open(path: &Path) -> Result<Option<Connection>, RecordError> {
+    let file_error = |operation, source| RecordError::File { operation, path: path.to_path_buf(), source };
+    // The mode is set before SQLite writes anything; its side files take over the mode of the main one.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| file_error("open", e))?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(|e| file_error("set the mode of", e))?;
+    drop(file);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(database("open"))?;
+    configure(&connection).map_err(database("set the mode"))?;
+    let sound: String =
+        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database("check"))?;
+    if sound != "ok" {
+        return Ok(None);
+    }
+    Ok(make_tables(&connection)?.then_some(connection))
+}
+
+fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -256)?;
+    connection.pragma_update(None, "journal_size_limit", 1024 * 1024)?;
+    // A database of hostile making must not run code of its own through views or triggers.
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+/// Makes the tables of an empty database. `false` when there are tables of another version.
+fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
+    let version: i64 =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read the version"))?;
+    if version == VERSION {
+        return Ok(true);
+    }
+    if version != 0 {
+        return Ok(false);
+    }
+    connection
+        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))
+        .map_err(database("make the tables"))?;
+    Ok(true)
+}
+
+/// Whether an error says that the file is damaged, rather than that the disk is full or the file is locked.
+fn is_corrupt(error: &RecordError) -> bool {
+    match error {
+        RecordError::Database { source, .. } => {
+            matches!(source.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+        }
+        RecordError::File { .. } | RecordError::Value { .. } | RecordError::NoBackupStore => false,
+    }
+}
+
+/// Renames the database and its side files. A side file left behind would be replayed into the new database.
+fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
+    let suffixed = |suffix: &str| {
+        let mut name = path.as_os_str().to_os_string();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let stamp = format!(".corrupt-{}", Timestamp::now().as_microsecond());
+    let aside = suffixed(&stamp);
+    let rename = |from: PathBuf, to: PathBuf| match std::fs::rename(&from, to) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(RecordError::File { operation: "move aside", path: from, source }),
+    };
+    for side in ["-wal", "-shm"] {
+        rename(suffixed(side), suffixed(&format!("{stamp}{side}")))?;
+    }
+    rename(path.to_path_buf(), aside.clone())?;
+    Ok(aside)
+}
+
+/// Opens an existing database for reading.
+pub(super) fn open_read_only(path: &Path) -> Result<Connection, RecordError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(database("open"))?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(database("set the mode"))?;
+    Ok(connection)
+}
+
+/// Opens a new database in memory.
+pub(super) fn open_in_memory() -> Result<Connection, RecordError> {
+    let connection = Connection::open_in_memory().map_err(database("open"))?;
+    make_tables(&connection)?;
+    Ok(connection)
+}

@@ -1,0 +1,128 @@
+//! Restarts and reloads that are owed, until they are paid.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+
+use super::{Record, RecordError, database, from_micros, micros};
+use crate::resource::{Notify, ResourceId, UnitName};
+
+/// A restart or reload that a unit is owed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Debt {
+    /// The unit.
+    pub unit: UnitName,
+    /// What it is owed. A restart supersedes a reload.
+    pub notify: Notify,
+    /// The resource whose change owes it.
+    pub because_of: ResourceId,
+    /// Since when.
+    pub since: Timestamp,
+    /// Why the last attempt to pay did not succeed; empty before the first.
+    pub error: String,
+}
+
+/// Adds a debt, or turns an owed reload into a restart.
+pub(super) fn insert(
+    connection: &Connection,
+    notify: Notify,
+    unit: &UnitName,
+    because_of: &ResourceId,
+    since: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "INSERT INTO debt (unit, because_of, notify, since, error) VALUES (?1, ?2, ?3, ?4, '')
+             ON CONFLICT (unit, because_of) DO UPDATE SET
+                 notify = CASE WHEN notify = 'restart' THEN notify ELSE excluded.notify END",
+        )?
+        .execute(params![unit.as_str(), because_of.to_string(), notify_word(notify), micros(since)])
+        .map(drop)
+}
+
+impl Record {
+    /// Everything owed, oldest first, with what could not be written down.
+    pub fn debts(&self) -> Result<Vec<Debt>, RecordError> {
+        let read = || -> Result<Vec<(String, String, String, i64, String)>, rusqlite::Error> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT unit, because_of, notify, since, error FROM debt ORDER BY since, unit, because_of",
+            )?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
+            rows.collect()
+        };
+        let rows = read().map_err(database("read the debts"))?;
+        let mut debts: Vec<Debt> = rows
+            .into_iter()
+            .filter_map(|(unit, because_of, notify, since, error)| {
+                Some(Debt {
+                    unit: UnitName::new(&unit).ok()?,
+                    notify: parse_notify(&notify),
+                    because_of: because_of.parse().ok()?,
+                    since: from_micros(since),
+                    error,
+                })
+            })
+            .collect();
+        for debt in &self.unsaved {
+            if !debts.iter().any(|d| d.unit == debt.unit && d.because_of == debt.because_of) {
+                debts.push(debt.clone());
+            }
+        }
+        Ok(debts)
+    }
+
+    /// Records a debt durably.
+    pub fn owe(&mut self, notify: Notify, unit: &UnitName, because_of: &ResourceId) -> Result<(), RecordError> {
+        insert(&self.connection, notify, unit, because_of, Timestamp::now()).map_err(database("record a debt"))
+    }
+
+    /// Remembers debts that could not be written, so that this process pays them nevertheless.
+    pub(crate) fn owe_unsaved(&mut self, notifies: &[(Notify, UnitName)], because_of: &ResourceId) {
+        for (notify, unit) in notifies {
+            self.unsaved.push(Debt {
+                unit: unit.clone(),
+                notify: *notify,
+                because_of: because_of.clone(),
+                since: Timestamp::now(),
+                error: String::new(),
+            });
+        }
+    }
+
+    /// What is owed and known in memory alone; it must be paid even when the database cannot be read.
+    pub(crate) fn unsaved_debts(&self) -> Vec<Debt> {
+        self.unsaved.clone()
+    }
+
+    /// Forgets everything owed to a unit, durably: it was paid, or the policy owes it no longer.
+    pub fn settle(&mut self, unit: &UnitName) -> Result<(), RecordError> {
+        self.unsaved.retain(|debt| debt.unit != *unit);
+        self.connection
+            .execute("DELETE FROM debt WHERE unit = ?1", [unit.as_str()])
+            .map(drop)
+            .map_err(database("settle a debt"))
+    }
+
+    /// Keeps a debt with the reason why it could not be paid.
+    pub fn keep_owing(&mut self, unit: &UnitName, error: &str) -> Result<(), RecordError> {
+        for debt in self.unsaved.iter_mut().filter(|debt| debt.unit == *unit) {
+            error.clone_into(&mut debt.error);
+        }
+        self.connection
+            .execute("UPDATE debt SET error = ?2 WHERE unit = ?1 AND error <> ?2", params![unit.as_str(), error])
+            .map(drop)
+            .map_err(database("record why a debt stands"))
+    }
+}
+
+fn notify_word(notify: Notify) -> &'static str {
+    match notify {
+        Notify::Reload => "reload",
+        Notify::Restart => "restart",
+    }
+}
+
+/// A word that is not known is read as the stronger one.
+fn parse_notify(word: &str) -> Notify {
+    if word == "reload" { Notify::Reload } else { Notify::Restart }
+}

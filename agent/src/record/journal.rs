@@ -1,0 +1,420 @@
+//! Runs and steps: what was about to be done, what came of it, and how to look it up.
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::{Record, RecordError, database, debts, from_micros, micros};
+use crate::converge::Cause;
+use crate::policy::Revision;
+use crate::resource::{Action, Change, Notify, ResourceId, UnitName};
+
+/// Most steps kept.
+const MAX_STEPS: i64 = 100_000;
+/// Longest time that a step is kept.
+const MAX_AGE: SignedDuration = SignedDuration::from_hours(90 * 24);
+/// Most bytes that the database may fill before the oldest quarter of the steps goes.
+const MAX_BYTES: i64 = 64 * 1024 * 1024;
+/// Steps between two looks at the limits.
+const PRUNE_EVERY: u32 = 1000;
+/// Longest stored list of changes, in bytes; a longer one keeps only the attributes.
+const MAX_CHANGES: usize = 64 * 1024;
+
+/// What identifies a run. It becomes a row when its first step is recorded, so that a run that finds nothing writes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInfo {
+    /// History id, once there is a row.
+    pub id: Option<i64>,
+    /// When it began.
+    pub started: Timestamp,
+    /// What it converges to.
+    pub revision: Revision,
+    /// Why.
+    pub cause: Cause,
+    /// Whether everything is looked at.
+    pub full: bool,
+}
+
+/// What a step is about to do.
+#[derive(Debug)]
+pub struct Intent<'a> {
+    /// To what.
+    pub resource: &'a ResourceId,
+    /// The verb.
+    pub action: Action,
+    /// Every difference.
+    pub changes: &'a [Change],
+    /// Name of the backup of what it replaces.
+    pub backup: Option<&'a str>,
+    /// What it will owe.
+    pub notifies: &'a [(Notify, UnitName)],
+    /// When.
+    pub time: Timestamp,
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepOutcome {
+    /// Its history id.
+    pub step: i64,
+    /// `None` when it succeeded.
+    pub error: Option<String>,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+}
+
+/// Something seen and not acted upon.
+#[derive(Debug)]
+pub struct Note<'a> {
+    /// About what.
+    pub resource: &'a ResourceId,
+    /// `reported`, `indeterminate` or `failed`.
+    pub outcome: &'static str,
+    /// What a step would have done.
+    pub action: Option<Action>,
+    /// Every difference.
+    pub changes: &'a [Change],
+    /// Why nothing was done.
+    pub error: &'a str,
+    /// When.
+    pub time: Timestamp,
+}
+
+/// Which part of the history is wanted. Newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryFilter {
+    /// Not before this.
+    pub since: Option<Timestamp>,
+    /// This entry alone.
+    pub id: Option<i64>,
+    /// About this resource alone.
+    pub resource: Option<ResourceId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+impl Default for HistoryFilter {
+    fn default() -> Self {
+        Self { since: None, id: None, resource: None, limit: 100 }
+    }
+}
+
+/// One entry of the history.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HistoryEntry {
+    /// Its id.
+    pub id: i64,
+    /// The run that it belongs to.
+    pub run: i64,
+    /// When it began.
+    pub time: Timestamp,
+    /// About what.
+    pub resource: ResourceId,
+    /// Why.
+    pub cause: Cause,
+    /// The verb, when there was a difference.
+    pub action: Option<Action>,
+    /// `changed`, `failed`, `reported`, `indeterminate` or `interrupted`; `started` while it is under way.
+    pub outcome: String,
+    /// Every difference, with secrets masked.
+    pub changes: Vec<Change>,
+    /// What went wrong, or why nothing was done.
+    pub error: Option<String>,
+    /// How long it took, in microseconds.
+    pub duration_us: Option<u64>,
+    /// Name of the backup of what it replaced.
+    pub backup: Option<String>,
+}
+
+impl Record {
+    /// Makes durable what some steps are about to do and what they will owe, in one transaction. Returns their history ids.
+    pub fn begin_steps(&mut self, run: &mut RunInfo, intents: &[Intent<'_>]) -> Result<Vec<i64>, RecordError> {
+        let write = |transaction: &Transaction<'_>| -> Result<(i64, Vec<i64>), rusqlite::Error> {
+            let run_id = run_row(transaction, run)?;
+            let mut ids = Vec::with_capacity(intents.len());
+            for intent in intents {
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO step (run, time, resource, cause, action, changes, backup) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    )?
+                    .execute(params![
+                        run_id,
+                        micros(intent.time),
+                        intent.resource.to_string(),
+                        cause_word(run.cause),
+                        action_word(intent.action),
+                        changes_text(intent.changes),
+                        intent.backup,
+                    ])?;
+                ids.push(transaction.last_insert_rowid());
+                for (notify, unit) in intent.notifies {
+                    debts::insert(transaction, *notify, unit, intent.resource, intent.time)?;
+                }
+            }
+            Ok((run_id, ids))
+        };
+        let (run_id, ids) = self
+            .connection
+            .transaction()
+            .and_then(|transaction| {
+                let written = write(&transaction)?;
+                transaction.commit()?;
+                Ok(written)
+            })
+            .map_err(database("record what a step will do"))?;
+        run.id = Some(run_id);
+        Ok(ids)
+    }
+
+    /// Makes durable what came of some steps, in one transaction.
+    pub fn finish_steps(&mut self, outcomes: &[StepOutcome]) -> Result<(), RecordError> {
+        let write = |transaction: &Transaction<'_>| -> Result<(), rusqlite::Error> {
+            for outcome in outcomes {
+                let word = if outcome.error.is_some() { "failed" } else { "changed" };
+                transaction
+                    .prepare_cached("UPDATE step SET outcome = ?2, error = ?3, duration = ?4 WHERE id = ?1")?
+                    .execute(params![
+                        outcome.step,
+                        word,
+                        outcome.error,
+                        i64::try_from(outcome.duration_us).unwrap_or(i64::MAX)
+                    ])?;
+            }
+            Ok(())
+        };
+        self.connection
+            .transaction()
+            .and_then(|transaction| {
+                write(&transaction)?;
+                transaction.commit()
+            })
+            .map_err(database("record the outcome of a step"))?;
+        self.steps_since_pruning =
+            self.steps_since_pruning.saturating_add(u32::try_from(outcomes.len()).unwrap_or(u32::MAX));
+        if self.steps_since_pruning >= PRUNE_EVERY {
+            self.steps_since_pruning = 0;
+            self.prune(Timestamp::now())?;
+        }
+        Ok(())
+    }
+
+    /// Records something that was left alone, unless the newest entry about the resource says the same already: a full scan
+    /// every half hour must not fill the history with one standing drift. Returns the id of the entry.
+    pub fn note(&mut self, run: &mut RunInfo, note: &Note<'_>) -> Result<i64, RecordError> {
+        let changes = changes_text(note.changes);
+        let resource = note.resource.to_string();
+        let newest: Option<(i64, Option<String>, String, Option<String>)> = self
+            .connection
+            .prepare_cached(
+                "SELECT id, outcome, changes, error FROM step WHERE resource = ?1 ORDER BY time DESC, id DESC LIMIT 1",
+            )
+            .and_then(|mut statement| {
+                statement
+                    .query_row([&resource], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+                    .optional()
+            })
+            .map_err(database("read the history"))?;
+        if let Some((id, Some(outcome), stored, error)) = newest {
+            if outcome == note.outcome && stored == changes && error.as_deref() == Some(note.error) {
+                return Ok(id);
+            }
+        }
+        let write = |transaction: &Transaction<'_>| -> Result<(i64, i64), rusqlite::Error> {
+            let run_id = run_row(transaction, run)?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO step (run, time, resource, cause, action, outcome, changes, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                )?
+                .execute(params![
+                    run_id,
+                    micros(note.time),
+                    resource,
+                    cause_word(run.cause),
+                    note.action.map(action_word),
+                    note.outcome,
+                    changes,
+                    note.error,
+                ])?;
+            Ok((run_id, transaction.last_insert_rowid()))
+        };
+        let (run_id, id) = self
+            .connection
+            .transaction()
+            .and_then(|transaction| {
+                let written = write(&transaction)?;
+                transaction.commit()?;
+                Ok(written)
+            })
+            .map_err(database("record what was seen"))?;
+        run.id = Some(run_id);
+        Ok(id)
+    }
+
+    /// Looks up the history, newest first.
+    pub fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryEntry>, RecordError> {
+        let read = || -> Result<Vec<(RawEntry, String, String)>, rusqlite::Error> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT id, run, time, resource, cause, action, outcome, changes, error, duration, backup FROM step
+                 WHERE (?1 IS NULL OR time >= ?1) AND (?2 IS NULL OR id = ?2) AND (?3 IS NULL OR resource = ?3)
+                 ORDER BY id DESC LIMIT ?4",
+            )?;
+            let rows = statement.query_map(
+                params![
+                    filter.since.map(micros),
+                    filter.id,
+                    filter.resource.as_ref().map(ToString::to_string),
+                    i64::try_from(filter.limit).unwrap_or(i64::MAX)
+                ],
+                RawEntry::read,
+            )?;
+            rows.collect()
+        };
+        let rows = read().map_err(database("read the history"))?;
+        // A row that another version wrote is left out rather than hiding all others.
+        Ok(rows.into_iter().filter_map(|(raw, resource, changes)| raw.parse(&resource, &changes)).collect())
+    }
+
+    /// How often a resource was repaired after drift since a time.
+    pub fn repairs_since(&self, resource: &ResourceId, since: Timestamp) -> Result<u32, RecordError> {
+        self.connection
+            .prepare_cached(
+                "SELECT count(*) FROM step WHERE resource = ?1 AND time >= ?2 AND outcome = 'changed' AND cause = 'drift'",
+            )
+            .and_then(|mut statement| statement.query_row(params![resource.to_string(), micros(since)], |row| row.get(0)))
+            .map_err(database("count repairs"))
+    }
+
+    /// Marks the steps that a killed run left without an outcome.
+    pub(super) fn mark_interrupted(&mut self) -> Result<(), RecordError> {
+        let open: i64 = self
+            .connection
+            .query_row("SELECT count(*) FROM step WHERE outcome IS NULL", [], |row| row.get(0))
+            .map_err(database("read the history"))?;
+        if open > 0 {
+            self.connection
+                .execute("UPDATE step SET outcome = 'interrupted' WHERE outcome IS NULL", [])
+                .map_err(database("mark interrupted steps"))?;
+            tracing::warn!(n_steps = open, "the last run was cut short; its steps are marked interrupted");
+        }
+        Ok(())
+    }
+
+    /// Drops what is too old or too much.
+    pub(super) fn prune(&mut self, now: Timestamp) -> Result<(), RecordError> {
+        let prune = |connection: &rusqlite::Connection| -> Result<(), rusqlite::Error> {
+            let (oldest, newest, oldest_time): (Option<i64>, Option<i64>, Option<i64>) =
+                connection.query_row("SELECT min(id), max(id), min(time) FROM step", [], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?;
+            let (Some(oldest), Some(newest), Some(oldest_time)) = (oldest, newest, oldest_time) else { return Ok(()) };
+            let too_old = micros(now.checked_sub(MAX_AGE).unwrap_or(Timestamp::UNIX_EPOCH));
+            let pages: i64 = connection.query_row(
+                "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
+                [],
+                |row| row.get(0),
+            )?;
+            let mut keep_from = newest.saturating_sub(MAX_STEPS).saturating_add(1);
+            if pages > MAX_BYTES {
+                keep_from = keep_from.max(oldest.saturating_add((newest - oldest) / 4 + 1));
+            }
+            if oldest >= keep_from && oldest_time >= too_old {
+                return Ok(());
+            }
+            connection.execute("DELETE FROM step WHERE id < ?1 OR time < ?2", params![keep_from, too_old])?;
+            connection.execute("DELETE FROM run WHERE id NOT IN (SELECT run FROM step)", [])?;
+            Ok(())
+        };
+        prune(&self.connection).map_err(database("drop old history"))
+    }
+}
+
+fn run_row(transaction: &Transaction<'_>, run: &RunInfo) -> Result<i64, rusqlite::Error> {
+    if let Some(id) = run.id {
+        return Ok(id);
+    }
+    transaction
+        .prepare_cached("INSERT INTO run (started, revision, cause, full) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![micros(run.started), run.revision.as_str(), cause_word(run.cause), run.full])?;
+    Ok(transaction.last_insert_rowid())
+}
+
+fn changes_text(changes: &[Change]) -> String {
+    let text = serde_json::to_string(changes).unwrap_or_else(|_| "[]".to_owned());
+    if text.len() <= MAX_CHANGES {
+        return text;
+    }
+    let short: Vec<Change> = changes.iter().map(|change| Change::value(&change.attribute, None, None)).collect();
+    serde_json::to_string(&short).unwrap_or_else(|_| "[]".to_owned())
+}
+
+/// A row before its words are understood.
+struct RawEntry {
+    id: i64,
+    run: i64,
+    time: i64,
+    cause: String,
+    action: Option<String>,
+    outcome: Option<String>,
+    error: Option<String>,
+    duration: Option<i64>,
+    backup: Option<String>,
+}
+
+impl RawEntry {
+    fn read(row: &Row<'_>) -> Result<(Self, String, String), rusqlite::Error> {
+        let raw = Self {
+            id: row.get(0)?,
+            run: row.get(1)?,
+            time: row.get(2)?,
+            cause: row.get(4)?,
+            action: row.get(5)?,
+            outcome: row.get(6)?,
+            error: row.get(8)?,
+            duration: row.get(9)?,
+            backup: row.get(10)?,
+        };
+        Ok((raw, row.get(3)?, row.get(7)?))
+    }
+
+    fn parse(self, resource: &str, changes: &str) -> Option<HistoryEntry> {
+        Some(HistoryEntry {
+            id: self.id,
+            run: self.run,
+            time: from_micros(self.time),
+            resource: resource.parse().ok()?,
+            cause: parse_cause(&self.cause)?,
+            action: match self.action.as_deref() {
+                None => None,
+                Some(word) => Some(parse_action(word)?),
+            },
+            outcome: self.outcome.unwrap_or_else(|| "started".to_owned()),
+            changes: serde_json::from_str(changes).ok()?,
+            error: self.error,
+            duration_us: self.duration.and_then(|us| u64::try_from(us).ok()),
+            backup: self.backup,
+        })
+    }
+}
+
+fn cause_word(cause: Cause) -> &'static str {
+    match cause {
+        Cause::NewRevision => "new_revision",
+        Cause::Drift => "drift",
+        Cause::Operator => "operator",
+    }
+}
+
+fn parse_cause(word: &str) -> Option<Cause> {
+    [Cause::NewRevision, Cause::Drift, Cause::Operator].into_iter().find(|cause| cause_word(*cause) == word)
+}
+
+fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Create => "create",
+        Action::Update => "update",
+        Action::Remove => "remove",
+    }
+}
+
+fn parse_action(word: &str) -> Option<Action> {
+    [Action::Create, Action::Update, Action::Remove].into_iter().find(|action| action_word(*action) == word)
+}

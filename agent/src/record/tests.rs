@@ -1,0 +1,235 @@
+//! The record on a real disk.
+
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+use crate::converge::Cause;
+use crate::policy::Revision;
+use crate::resource::{Action, Change, Kind, Notify, ResourceId, UnitName};
+
+fn file_a() -> ResourceId {
+    ResourceId::new(Kind::File, "/a")
+}
+
+fn run() -> RunInfo {
+    RunInfo { id: None, started: Timestamp::now(), revision: Revision::new("r1"), cause: Cause::Drift, full: false }
+}
+
+fn nginx() -> UnitName {
+    UnitName::new("nginx.service").unwrap()
+}
+
+fn begin(record: &mut Record, run: &mut RunInfo) -> i64 {
+    let changes = [Change::value("mode", Some("0600".into()), Some("0644".into()))];
+    let resource = file_a();
+    let notifies = [(Notify::Reload, nginx())];
+    let intent = Intent {
+        resource: &resource,
+        action: Action::Update,
+        changes: &changes,
+        backup: None,
+        notifies: &notifies,
+        time: Timestamp::now(),
+    };
+    record.begin_steps(run, &[intent]).unwrap()[0]
+}
+
+fn open(state: &Path) -> Record {
+    let opened = Record::open(state).unwrap();
+    assert_eq!(opened.set_aside, None);
+    opened.record
+}
+
+#[test]
+fn a_killed_step_is_found_interrupted_and_its_debt_stands() {
+    let state = tempfile::tempdir().unwrap();
+    let id = begin(&mut open(state.path()), &mut run());
+    let record = open(state.path());
+    let history = record.history(&HistoryFilter::default()).unwrap();
+    assert_eq!((history[0].id, history[0].outcome.as_str()), (id, "interrupted"));
+    assert_eq!(record.debts().unwrap()[0].notify, Notify::Reload);
+}
+
+#[test]
+fn outcomes_are_found_by_every_filter() {
+    let state = tempfile::tempdir().unwrap();
+    let mut record = open(state.path());
+    let mut run = run();
+    let before = Timestamp::now();
+    let first = begin(&mut record, &mut run);
+    let second = begin(&mut record, &mut run);
+    record
+        .finish_steps(&[
+            StepOutcome { step: first, error: None, duration_us: 7 },
+            StepOutcome { step: second, error: Some("no".into()), duration_us: 8 },
+        ])
+        .unwrap();
+    let reader = Record::open_read_only(state.path()).unwrap();
+    let ids = |filter: HistoryFilter| -> Vec<(i64, String)> {
+        reader.history(&filter).unwrap().into_iter().map(|e| (e.id, e.outcome)).collect()
+    };
+    let both = vec![(second, "failed".to_owned()), (first, "changed".to_owned())];
+    assert_eq!(ids(HistoryFilter::default()), both);
+    assert_eq!(ids(HistoryFilter { limit: 1, ..HistoryFilter::default() }), both[..1]);
+    assert_eq!(ids(HistoryFilter { id: Some(first), ..HistoryFilter::default() }), both[1..]);
+    assert_eq!(ids(HistoryFilter { resource: Some(file_a()), ..HistoryFilter::default() }), both);
+    let other = ResourceId::new(Kind::User, "a");
+    assert_eq!(ids(HistoryFilter { resource: Some(other), ..HistoryFilter::default() }), vec![]);
+    let later = before + SignedDuration::from_hours(1);
+    assert_eq!(ids(HistoryFilter { since: Some(later), ..HistoryFilter::default() }), vec![]);
+    assert_eq!(record.repairs_since(&file_a(), before).unwrap(), 1);
+    assert_eq!(record.repairs_since(&file_a(), later).unwrap(), 0);
+}
+
+#[test]
+fn a_corrupt_database_is_set_aside_and_replaced() {
+    #[track_caller]
+    fn check(damage: impl Fn(&Path)) {
+        let state = tempfile::tempdir().unwrap();
+        let mut record = open(state.path());
+        for _ in 0..50 {
+            begin(&mut record, &mut run());
+        }
+        drop(record);
+        damage(&state.path().join("state.db"));
+        let mut opened = Record::open(state.path()).unwrap();
+        let aside = opened.set_aside.expect("the damaged database is set aside");
+        assert!(aside.exists());
+        assert_eq!(opened.record.history(&HistoryFilter::default()).unwrap(), vec![]);
+        opened.record.save("k", &1).unwrap();
+    }
+    check(|path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(5000).unwrap();
+    });
+    check(|path| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xff; 64], 0).unwrap();
+    });
+    check(|path| {
+        let connection = rusqlite::Connection::open(path).unwrap();
+        connection.pragma_update(None, "user_version", 999).unwrap();
+    });
+}
+
+#[test]
+fn files_are_for_the_agent_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let state = tempfile::tempdir().unwrap();
+    let mut record = open(state.path());
+    let name = record.keep(b"old content").unwrap();
+    let mode = |path: &str| std::fs::metadata(state.path().join(path)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("state.db"), 0o600);
+    assert_eq!(mode("backup"), 0o700);
+    assert_eq!(mode(&format!("backup/{name}")), 0o600);
+    assert_eq!(kept(state.path(), &name).unwrap().as_deref(), Some(&b"old content"[..]));
+    assert_eq!(kept(state.path(), "../state.db").unwrap(), None);
+}
+
+#[test]
+fn the_oldest_backups_go_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = backup::BackupStore::with_capacity(directory.path(), 10).unwrap();
+    let age = |name: &str, seconds: u64| {
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+        let file = std::fs::File::open(directory.path().join(name)).unwrap();
+        file.set_times(std::fs::FileTimes::new().set_modified(time)).unwrap();
+    };
+    let first = store.keep(b"aaaa").unwrap();
+    age(&first, 100);
+    let second = store.keep(b"bbbb").unwrap();
+    age(&second, 50);
+    // Kept again: it is the newest now.
+    assert_eq!(store.keep(b"aaaa").unwrap(), first);
+    let third = store.keep(b"cccc").unwrap();
+    let there = |name: &str| backup::read(directory.path(), name).unwrap().is_some();
+    assert_eq!([there(&first), there(&second), there(&third)], [true, false, true]);
+}
+
+#[test]
+fn a_restart_supersedes_a_reload_and_settling_is_durable() {
+    let state = tempfile::tempdir().unwrap();
+    let mut record = open(state.path());
+    for notify in [Notify::Reload, Notify::Restart, Notify::Reload] {
+        record.owe(notify, &nginx(), &file_a()).unwrap();
+    }
+    record.keep_owing(&nginx(), "it would not").unwrap();
+    let debts = open(state.path()).debts().unwrap();
+    assert_eq!(debts.len(), 1);
+    assert_eq!((debts[0].notify, debts[0].error.as_str()), (Notify::Restart, "it would not"));
+    record.settle(&nginx()).unwrap();
+    assert_eq!(open(state.path()).debts().unwrap(), vec![]);
+}
+
+#[test]
+fn a_standing_drift_is_noted_once() {
+    let mut record = Record::volatile().unwrap();
+    let mut run = run();
+    let resource = file_a();
+    let mut note = |error: &str| {
+        record
+            .note(
+                &mut run,
+                &Note {
+                    resource: &resource,
+                    outcome: "reported",
+                    action: Some(Action::Update),
+                    changes: &[],
+                    error,
+                    time: Timestamp::now(),
+                },
+            )
+            .unwrap()
+    };
+    let first = note("paused");
+    assert_eq!(note("paused"), first);
+    assert_ne!(note("on_drift"), first);
+}
+
+#[test]
+fn pauses_end() {
+    let mut record = Record::volatile().unwrap();
+    let now = Timestamp::now();
+    let hours = |h: i64| now + SignedDuration::from_hours(h);
+    let pause = |until: Timestamp, only: Vec<ResourceId>| NewPause {
+        from: now,
+        until,
+        reason: "work".into(),
+        by: "ops".into(),
+        only,
+    };
+    let short = record.pause(pause(hours(1), vec![file_a()])).unwrap();
+    let long = record.pause(pause(hours(2), vec![])).unwrap();
+    assert!(short.covers(&file_a()) && !short.covers(&ResourceId::new(Kind::File, "/b")) && long.covers(&file_a()));
+    assert_eq!(record.pauses(now).unwrap(), vec![short.clone(), long.clone()]);
+    assert_eq!(record.pauses(hours(1)).unwrap(), vec![long.clone()]);
+    assert_eq!(record.end_expired_pauses(hours(1)).unwrap(), vec![short]);
+    assert_eq!(record.end_expired_pauses(hours(1)).unwrap(), vec![]);
+    assert_eq!(record.resume(None).unwrap(), vec![long]);
+    assert_eq!(record.pauses(now).unwrap(), vec![]);
+}
+
+#[test]
+fn values_are_kept() {
+    let state = tempfile::tempdir().unwrap();
+    open(state.path()).save("health", &vec![1, 2]).unwrap();
+    let mut record = open(state.path());
+    assert_eq!(record.load::<Vec<u8>>("health").unwrap(), Some(vec![1, 2]));
+    assert_eq!(record.load::<Vec<u8>>("other").unwrap(), None);
+    assert!(record.load::<bool>("health").is_err());
+    assert!(record.forget("health").unwrap());
+    assert_eq!(record.load::<Vec<u8>>("health").unwrap(), None);
+}
+
+#[test]
+fn old_history_goes() {
+    let mut record = Record::volatile().unwrap();
+    begin(&mut record, &mut run());
+    record.prune(Timestamp::now() + SignedDuration::from_hours(89 * 24)).unwrap();
+    assert_eq!(record.history(&HistoryFilter::default()).unwrap().len(), 1);
+    record.prune(Timestamp::now() + SignedDuration::from_hours(91 * 24)).unwrap();
+    assert_eq!(record.history(&HistoryFilter::default()).unwrap().len(), 0);
+}

@@ -1,0 +1,179 @@
+//! What can go wrong while one resource is put in sync.
+
+use std::io;
+
+use super::AbsPath;
+use crate::host::accounts::AccountError;
+use crate::host::packages::PackageError;
+use crate::host::units::UnitError;
+
+/// A step that did not succeed. `Display` never repeats the source: print the chain with [`ApplyError::chain`].
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// An operation on a path.
+    #[error("cannot {operation} `{path}`{}", hint_suffix(.hint))]
+    Path {
+        /// The operation in words, such as "replace".
+        operation: &'static str,
+        /// What it was about.
+        path: AbsPath,
+        /// What a person can do about it, when that is known.
+        hint: Option<&'static str>,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory that is in the way, or to be removed, has entries.
+    #[error(
+        "cannot remove `{path}`: the directory is not empty (hint: its entries are never removed for you; move them away or declare them absent)"
+    )]
+    NotEmpty {
+        /// The directory.
+        path: AbsPath,
+    },
+    /// An owner or group that the host does not have.
+    #[error("cannot set the owner of `{path}`: the host has no {what} named `{name}` (hint: declare {what}[{name}])")]
+    NoSuchPrincipal {
+        /// What was to be owned.
+        path: AbsPath,
+        /// `user` or `group`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A home directory through which a foreign user could lead root astray.
+    #[error("refused to write `{path}`: {why} (hint: give the directory to the user, as a real directory)")]
+    UnsafeHome {
+        /// The path that was to be written.
+        path: AbsPath,
+        /// What is wrong with the way there.
+        why: String,
+    },
+    /// Something whose loss would break the host.
+    #[error("refused to {operation} `{name}`: {why}")]
+    Protected {
+        /// The operation in words.
+        operation: &'static str,
+        /// What it was about.
+        name: String,
+        /// Why it is protected.
+        why: &'static str,
+    },
+    /// The account databases.
+    #[error("cannot change the accounts")]
+    Account {
+        /// Why.
+        #[source]
+        source: AccountError,
+    },
+    /// The package manager.
+    #[error("cannot change the packages")]
+    Package {
+        /// Why.
+        #[source]
+        source: PackageError,
+    },
+    /// systemd.
+    #[error("cannot change the service")]
+    Unit {
+        /// Why.
+        #[source]
+        source: UnitError,
+    },
+    /// systemd knows no such unit.
+    #[error("systemd has no unit `{unit}` (hint: require the package or file that brings it)")]
+    NoSuchUnit {
+        /// The unit.
+        unit: String,
+    },
+    /// The host changed between the observation and the step in a way that the step was not made for.
+    #[error("cannot apply the step: {what} could not be told any more: {why}")]
+    Vanished {
+        /// What.
+        what: String,
+        /// Why.
+        why: String,
+    },
+}
+
+#[expect(clippy::ref_option, reason = "the error's field is passed by the derive as it is")]
+fn hint_suffix(hint: &Option<&'static str>) -> String {
+    hint.map(|h| format!(" (hint: {h})")).unwrap_or_default()
+}
+
+impl ApplyError {
+    /// The whole chain in one line, innermost cause last.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+
+    /// A short text that is equal for equal causes on different hosts: operation and error class, no names and no ids.
+    pub fn signature(&self) -> String {
+        match self {
+            Self::Path { operation, source, .. } => format!("{operation}: {}", io_class(source)),
+            Self::NotEmpty { .. } => "remove: directory not empty".to_owned(),
+            Self::NoSuchPrincipal { what, .. } => format!("chown: no such {what}"),
+            Self::UnsafeHome { .. } => "write: unsafe home directory".to_owned(),
+            Self::Protected { operation, .. } => format!("{operation}: protected"),
+            Self::Account { source } => match source {
+                AccountError::Read { source, .. } => format!("read accounts: {}", io_class(source)),
+                AccountError::Tool { program, status, .. } => format!("{program}: {status}"),
+                AccountError::Run { program, .. } => format!("{program}: cannot run"),
+                AccountError::Unsupported { .. } => "accounts: unsupported".to_owned(),
+            },
+            Self::Package { source } => match source {
+                PackageError::Read { source, .. } => format!("read packages: {}", io_class(source)),
+                PackageError::WouldRemove { .. } => "packages: would remove others".to_owned(),
+                PackageError::Manager { status, .. } => format!("package manager: {status}"),
+                PackageError::Run { program, .. } => format!("{program}: cannot run"),
+                PackageError::Unsupported { .. } => "packages: unsupported".to_owned(),
+            },
+            Self::Unit { source } => match source {
+                UnitError::Connect { .. } => "systemd: cannot reach".to_owned(),
+                UnitError::Call { verb, .. } => format!("systemd {verb}: refused"),
+                UnitError::Job { verb, result, .. } => format!("systemd {verb}: {result}"),
+                UnitError::Unsupported { .. } => "services: unsupported".to_owned(),
+            },
+            Self::NoSuchUnit { .. } => "systemd: no such unit".to_owned(),
+            Self::Vanished { .. } => "observation lost".to_owned(),
+        }
+    }
+}
+
+/// An error and all its sources in one line, innermost last.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// The class of an I/O error: its errno where there is one, because the text differs between C libraries.
+fn io_class(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => format!("errno {errno}"),
+        None => error.kind().to_string(),
+    }
+}
+
+impl From<AccountError> for ApplyError {
+    fn from(source: AccountError) -> Self {
+        Self::Account { source }
+    }
+}
+
+impl From<PackageError> for ApplyError {
+    fn from(source: PackageError) -> Self {
+        Self::Package { source }
+    }
+}
+
+impl From<UnitError> for ApplyError {
+    fn from(source: UnitError) -> Self {
+        Self::Unit { source }
+    }
+}

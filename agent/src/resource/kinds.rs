@@ -1,0 +1,231 @@
+//! One way in to every kind: which function observes, compares and applies a resource.
+//!
+//! Nothing here decides anything; it only matches the kind of what is desired with the kind of what was seen.
+
+use super::place::{self, Node};
+use super::{
+    AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, directory, file,
+    group, package, service, symlink, user,
+};
+use crate::host::Host;
+use crate::host::root::Root;
+
+/// Everything read from the host for one resource: an observation, and what its names stand for here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// What is there.
+    pub observed: Observed,
+    /// What the desired owner and group stand for on this host.
+    pub names: Names,
+    /// Parents of an absent path that do not exist either, outermost first.
+    pub missing_parents: Vec<AbsPath>,
+}
+
+/// What is there, by kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each variant is the observation of the kind of its name")]
+pub enum Observed {
+    File(Observation<place::Observed>),
+    Directory(Observation<place::Observed>),
+    Symlink(Observation<place::Observed>),
+    User(Box<Observation<user::Observed>>),
+    Group(Observation<group::Observed>),
+    Package(Observation<package::Observed>),
+    Service(Observation<service::Observed>),
+}
+
+/// Reads what there is to know about one resource. Changes nothing.
+pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sighting {
+    let mut sighting = Sighting {
+        observed: Observed::Group(Observation::Absent),
+        names: Names::default(),
+        missing_parents: Vec::new(),
+    };
+    let root = &host.root;
+    match desired {
+        Desired::File(file) => {
+            let mut seen = file::observe(root, file);
+            if let Ensure::Present(spec) = &file.ensure {
+                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.owner, &spec.group));
+                add_parents(&mut seen, &mut sighting, root, &file.path);
+            }
+            sighting.observed = Observed::File(seen);
+        }
+        Desired::Directory(directory) => {
+            let mut seen = directory::observe(root, directory);
+            if let Ensure::Present(spec) = &directory.ensure {
+                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.owner, &spec.group));
+                add_parents(&mut seen, &mut sighting, root, &directory.path);
+            }
+            sighting.observed = Observed::Directory(seen);
+        }
+        Desired::Symlink(symlink) => {
+            let mut seen = symlink::observe(root, symlink);
+            if let Ensure::Present(_) = &symlink.ensure {
+                add_parents(&mut seen, &mut sighting, root, &symlink.path);
+            }
+            sighting.observed = Observed::Symlink(seen);
+        }
+        Desired::User(user) => {
+            sighting.observed = Observed::User(Box::new(user::observe(host, snapshot, user)));
+        }
+        Desired::Group(group) => sighting.observed = Observed::Group(group::observe(host, snapshot, group)),
+        Desired::Package(package) => {
+            sighting.observed = Observed::Package(package::observe(host, snapshot, package));
+        }
+        Desired::Service(service) => sighting.observed = Observed::Service(service::observe(host, service)),
+    }
+    sighting
+}
+
+/// Names that could not be looked up make the whole observation unknown: an owner must never be guessed.
+fn add_names(seen: &mut Observation<place::Observed>, sighting: &mut Sighting, names: Result<Names, String>) {
+    match names {
+        Ok(names) => sighting.names = names,
+        Err(why) => *seen = Observation::Unknown(why),
+    }
+}
+
+fn add_parents(seen: &mut Observation<place::Observed>, sighting: &mut Sighting, root: &Root, path: &AbsPath) {
+    if *seen == Observation::Absent {
+        match place::missing_parents(root, path) {
+            Ok(missing) => sighting.missing_parents = missing,
+            Err(e) => *seen = Observation::Unknown(format!("cannot look for the parents of `{path}`: {e}")),
+        }
+    }
+}
+
+/// Compares what was seen with what is desired. Pure.
+pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
+    let Sighting { observed, names, missing_parents } = sighting;
+    match (desired, observed) {
+        (Desired::File(d), Observed::File(o)) => file::diff(d, o, *names, missing_parents),
+        (Desired::Directory(d), Observed::Directory(o)) => directory::diff(d, o, *names, missing_parents),
+        (Desired::Symlink(d), Observed::Symlink(o)) => symlink::diff(d, o, missing_parents),
+        (Desired::User(d), Observed::User(o)) => user::diff(d, o),
+        (Desired::Group(d), Observed::Group(o)) => group::diff(d, o),
+        (Desired::Package(d), Observed::Package(o)) => package::diff(d, o),
+        (Desired::Service(d), Observed::Service(o)) => service::diff(d, o),
+        (
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::Symlink(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Package(_)
+            | Desired::Service(_),
+            _,
+        ) => Verdict::Indeterminate("observed as another kind".to_owned()),
+    }
+}
+
+/// Carries out the step that the difference calls for.
+pub fn apply(
+    host: &mut Host,
+    snapshot: &mut Snapshot,
+    desired: &Desired,
+    sighting: &Sighting,
+) -> Result<(), ApplyError> {
+    let Sighting { observed, names, .. } = sighting;
+    match (desired, observed) {
+        (Desired::File(d), Observed::File(o)) => file::apply(&host.root, d, o, *names),
+        (Desired::Directory(d), Observed::Directory(o)) => directory::apply(&host.root, d, o, *names),
+        (Desired::Symlink(d), Observed::Symlink(o)) => symlink::apply(&host.root, d, o),
+        (Desired::User(d), Observed::User(o)) => user::apply(host, snapshot, d, o),
+        (Desired::Group(d), Observed::Group(o)) => group::apply(host, snapshot, d, o),
+        (Desired::Package(d), Observed::Package(o)) => package::apply(host, snapshot, d, o),
+        (Desired::Service(d), Observed::Service(o)) => service::apply(host, d, o),
+        (
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::Symlink(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Package(_)
+            | Desired::Service(_),
+            _,
+        ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
+    }
+}
+
+/// Bytes that a step overwrites or removes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replaced {
+    /// Nothing is lost, or nothing that has bytes.
+    Nothing,
+    /// This content.
+    Content(Vec<u8>),
+    /// A regular file longer than [`place::MAX_CONTENT`]: too long to keep.
+    TooLong,
+}
+
+/// What a step would overwrite or remove. Reads the file when the observation did not.
+pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced {
+    let (path, observation, keeps_same_content) = match (desired, &sighting.observed) {
+        (Desired::File(d), Observed::File(Observation::Present(o))) => {
+            let same = match (&d.ensure, &o.node) {
+                (Ensure::Present(spec), Node::File(content)) => content[..] == spec.content[..],
+                (
+                    Ensure::Present(_) | Ensure::Absent,
+                    Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special,
+                ) => false,
+            };
+            (&d.path, o, same)
+        }
+        (Desired::Directory(d), Observed::Directory(Observation::Present(o))) => (&d.path, o, false),
+        (Desired::Symlink(d), Observed::Symlink(Observation::Present(o))) => (&d.path, o, false),
+        (Desired::User(_), Observed::User(observation)) => {
+            return match observation.as_ref() {
+                Observation::Present(o) => {
+                    user::overwritten_keys(o).map_or(Replaced::Nothing, |content| Replaced::Content(content.to_vec()))
+                }
+                Observation::Absent | Observation::Unknown(_) => Replaced::Nothing,
+            };
+        }
+        _ => return Replaced::Nothing,
+    };
+    match &observation.node {
+        Node::File(_) if keeps_same_content => Replaced::Nothing,
+        Node::File(content) => Replaced::Content(content.clone()),
+        Node::Symlink(target) => Replaced::Content(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()).to_vec()),
+        Node::Directory | Node::Special => Replaced::Nothing,
+        Node::Unread => match root.read(path, place::MAX_CONTENT) {
+            Ok(Some((content, _))) => Replaced::Content(content),
+            Ok(None) => Replaced::Nothing,
+            Err(_) => Replaced::TooLong,
+        },
+    }
+}
+
+/// Where drift of a resource shows: what a watcher must look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Watched {
+    /// Paths whose existence, content or metadata matter.
+    pub paths: Vec<AbsPath>,
+    /// Whether the account databases matter.
+    pub accounts: bool,
+    /// Whether the package database matters.
+    pub packages: bool,
+    /// The unit whose state matters.
+    pub unit: Option<UnitName>,
+}
+
+impl Resource {
+    /// Where drift of this resource shows. A user's keys are listed only when the policy names its home directory.
+    pub fn watched(&self) -> Watched {
+        let mut watched = Watched::default();
+        match &self.desired {
+            Desired::File(d) => watched.paths.push(d.path.clone()),
+            Desired::Directory(d) => watched.paths.push(d.path.clone()),
+            Desired::Symlink(d) => watched.paths.push(d.path.clone()),
+            Desired::User(d) => {
+                watched.accounts = true;
+                watched.paths.extend(user::keys_path(d));
+            }
+            Desired::Group(_) => watched.accounts = true,
+            Desired::Package(_) => watched.packages = true,
+            Desired::Service(d) => watched.unit = Some(d.unit.clone()),
+        }
+        watched
+    }
+}

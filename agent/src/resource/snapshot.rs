@@ -1,0 +1,72 @@
+//! What is read once for a whole run: the account and package databases.
+//!
+//! A snapshot is filled when first asked and forgotten when a step changes the database behind it, so two hundred users
+//! cost one reading. An unreadable database stays an error text and becomes [`super::Observation::Unknown`], never "absent".
+
+use std::sync::Arc;
+
+use super::{Principal, error};
+use crate::host::Host;
+use crate::host::accounts::AccountDb;
+use crate::host::packages::PackageDb;
+
+/// Databases read during one run.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    accounts: Option<Result<Arc<AccountDb>, String>>,
+    packages: Option<Result<Arc<PackageDb>, String>>,
+}
+
+impl Snapshot {
+    /// Nothing read yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The account databases, read now unless they were read before.
+    pub fn accounts(&mut self, host: &Host) -> Result<Arc<AccountDb>, String> {
+        self.accounts.get_or_insert_with(|| host.accounts.read().map(Arc::new).map_err(|e| error::chain(&e))).clone()
+    }
+
+    /// The package database, read now unless it was read before.
+    pub fn packages(&mut self, host: &Host) -> Result<Arc<PackageDb>, String> {
+        self.packages.get_or_insert_with(|| host.packages.read().map(Arc::new).map_err(|e| error::chain(&e))).clone()
+    }
+
+    /// Reads the account databases again when next asked.
+    pub fn forget_accounts(&mut self) {
+        self.accounts = None;
+    }
+
+    /// Reads the package database again when next asked. Packages bring accounts with them, so these are forgotten too.
+    pub fn forget_packages(&mut self) {
+        self.packages = None;
+        self.accounts = None;
+    }
+}
+
+/// The numeric ids that a policy's owner and group stand for on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Names {
+    /// The owner's id; `None` when the host has no such user (yet).
+    pub uid: Option<u32>,
+    /// The group's id; `None` when the host has no such group (yet).
+    pub gid: Option<u32>,
+}
+
+impl Names {
+    /// Looks both up. The databases are read only when one of them is a name.
+    pub fn resolve(host: &Host, snapshot: &mut Snapshot, owner: &Principal, group: &Principal) -> Result<Self, String> {
+        let uid = match owner {
+            Principal::Agent => Some(rustix::process::geteuid().as_raw()),
+            Principal::Id(id) => Some(*id),
+            Principal::Name(name) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
+        };
+        let gid = match group {
+            Principal::Agent => Some(rustix::process::getegid().as_raw()),
+            Principal::Id(id) => Some(*id),
+            Principal::Name(name) => snapshot.accounts(host)?.group(name).map(|g| g.gid),
+        };
+        Ok(Self { uid, gid })
+    }
+}

@@ -1,0 +1,91 @@
+//! Differences of content, for people: bounded in size and time, because what is on the host is hostile.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use similar::TextDiff;
+
+use super::{Change, ChangeDetail, MAX_DIFF};
+
+/// Content longer than this is compared by digest only: a line diff of it would cost more than it tells.
+const MAX_DIFF_INPUT: usize = 256 * 1024;
+
+/// How long a diff may think before it settles for a coarser one.
+const DIFF_DEADLINE: Duration = Duration::from_millis(100);
+
+/// The change from `from` to `to` as a unified diff, or as digests when either is not text or too long.
+pub(super) fn content_change(attribute: &str, from: Option<&[u8]>, to: Option<&[u8]>) -> Change {
+    let detail = match (from.map_or(Some(""), as_text), to.map_or(Some(""), as_text)) {
+        (Some(old), Some(new)) => ChangeDetail::Text { diff: unified(old, new) },
+        _ => ChangeDetail::Opaque { from: from.map(describe), to: to.map(describe) },
+    };
+    Change { attribute: attribute.to_owned(), detail }
+}
+
+/// Size and digest of content, such as `812 bytes, sha256 3f…`.
+pub(super) fn describe(content: &[u8]) -> String {
+    format!("{} bytes, sha256 {}", content.len(), digest(content))
+}
+
+/// SHA-256 in hexadecimal.
+pub fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Text that can be shown: short enough, UTF-8, and free of control characters that a terminal would obey.
+fn as_text(content: &[u8]) -> Option<&str> {
+    if content.len() > MAX_DIFF_INPUT {
+        return None;
+    }
+    let text = std::str::from_utf8(content).ok()?;
+    text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\t' | '\r')).then_some(text)
+}
+
+fn unified(old: &str, new: &str) -> String {
+    let diff = TextDiff::configure().timeout(DIFF_DEADLINE).diff_lines(old, new);
+    let full = diff.unified_diff().context_radius(3).to_string();
+    if full.len() <= MAX_DIFF {
+        return full;
+    }
+    let mut cut = String::new();
+    let mut omitted: usize = 0;
+    const ROOM_FOR_NOTE: usize = 64;
+    for line in full.split_inclusive('\n') {
+        if omitted == 0 && cut.len() + line.len() <= MAX_DIFF - ROOM_FOR_NOTE {
+            cut.push_str(line);
+        } else {
+            omitted += 1;
+        }
+    }
+    cut.push_str(&format!("[{omitted} more lines]\n"));
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_diffs_are_cut_at_a_line_with_a_note() {
+        let new: String = (0..5000).map(|i| format!("line {i}\n")).collect();
+        let ChangeDetail::Text { diff } = content_change("content", None, Some(new.as_bytes())).detail else {
+            panic!("text expected");
+        };
+        assert!(diff.len() <= MAX_DIFF);
+        assert!(diff.ends_with(" more lines]\n"), "{}", &diff[diff.len() - 40..]);
+    }
+
+    #[test]
+    fn what_is_not_text_is_shown_by_digest() {
+        for content in [&b"\xff\xfe"[..], b"\x1b[31mred", &vec![b'a'; MAX_DIFF_INPUT + 1]] {
+            let change = content_change("content", Some(b"old\n"), Some(content));
+            assert!(matches!(change.detail, ChangeDetail::Opaque { .. }), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn one_line_differs() {
+        let change = content_change("content", Some(b"a\nb\n"), Some(b"a\nc\n"));
+        assert_eq!(change.detail, ChangeDetail::Text { diff: "@@ -1,2 +1,2 @@\n a\n-b\n+c\n".to_owned() });
+    }
+}
