@@ -65,7 +65,10 @@ impl Record {
             )
             .map_err(database("record a pause"))?;
         let NewPause { from, until, reason, by, only } = pause;
-        Ok(Pause { id: self.connection.last_insert_rowid(), from, until, reason, by, only })
+        // As it was stored, so that what is returned here equals what is read later.
+        let stored = |time| from_micros(micros(time));
+        let id = self.connection.last_insert_rowid();
+        Ok(Pause { id, from: stored(from), until: stored(until), reason, by, only })
     }
 
     /// Ends one pause, or all of them. Returns those that were ended.
