@@ -5,13 +5,107 @@
 //! earlier one. An unknown key, an unreadable file, or a file that anyone but root may write stops the service with a
 //! sentence that says what, where and how to mend it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::spool::Event;
 
+mod document;
+mod files;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod values;
+
+/// Reads the configuration of the host whose root directory is `root`. A host without any gets [`Settings::default`], with
+/// which both services wait for one.
+pub fn load(root: &Path) -> Result<Settings, ConfigError> {
+    files::of_host(root).and_then(|sources| settings::from_sources(&sources))
+}
+
+/// Reads one file, which must exist, and the drop-ins in the directory of its name with `.d` appended.
+pub fn load_file(path: &Path) -> Result<Settings, ConfigError> {
+    files::of_file(path).and_then(|sources| settings::from_sources(&sources))
+}
+
+/// A configuration that cannot be used. Nothing falls back to a default because of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file or directory could not be read.
+    #[error("cannot read `{}`", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something that is no file of a reasonable size.
+    #[error("`{}` is {found}, not a configuration file", .path.display())]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Others than root could have written it.
+    #[error("`{}` {found}, so others than root decide what the agent does\nhint: {hint}", .path.display())]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// In what way.
+        found: String,
+        /// A command that mends it.
+        hint: String,
+    },
+    /// What it says is wrong. All that is wrong is named at once.
+    #[error("{}", list(.problems))]
+    Invalid {
+        /// At least one.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub place: Place,
+    /// What was expected and what was found.
+    pub message: String,
+    /// How to mend it.
+    pub hint: Option<String>,
+}
+
+/// A place in a configuration file. Lines and columns count from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: PathBuf,
+    /// Line.
+    pub line: usize,
+    /// Column, in characters.
+    pub column: usize,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Place { file, line, column } = &self.place;
+        write!(f, "{}:{line}:{column}: {}", file.display(), self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    let texts: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    texts.join("\n")
+}
+
 /// Everything the two services need to know. Constructing it touches nothing.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Settings {
     /// Whether drift is repaired or only reported.
     pub mode: Mode,
@@ -84,6 +178,12 @@ pub struct ConvergeSettings {
     pub settle_max: Duration,
 }
 
+impl Default for ConvergeSettings {
+    fn default() -> Self {
+        Self { full_scan: Duration::from_secs(30 * 60), settle: Duration::ZERO, settle_max: Duration::from_secs(2) }
+    }
+}
+
 /// `[health]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HealthSettings {
@@ -101,6 +201,20 @@ pub struct HealthSettings {
     pub flapping_within: Duration,
     /// After a withdrawn or denied request, not to ask again before; default 1 h.
     pub cool_down: Duration,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self {
+            retry_first: Duration::from_secs(1),
+            retry_max: Duration::from_secs(5 * 60),
+            give_up_attempts: 5,
+            give_up_after: Duration::from_secs(15 * 60),
+            flapping_repairs: 5,
+            flapping_within: Duration::from_secs(10 * 60),
+            cool_down: Duration::from_secs(60 * 60),
+        }
+    }
 }
 
 /// `[reimage]`.
