@@ -206,6 +206,16 @@ pub fn wait_for<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Resu
     }
 }
 
+/// Returns how long it takes until `done`, looking without a pause: for latencies below the polling interval.
+pub fn measure(what: &str, within: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let start = Instant::now();
+    while !done().with_context(|| format!("while waiting for {what}"))? {
+        ensure!(start.elapsed() < within, "waited {within:?} in vain for {what}");
+        std::thread::yield_now();
+    }
+    Ok(start.elapsed())
+}
+
 /// Fails, with everything that is missing and how to get it, unless the end-to-end tests can run here.
 pub fn require() -> Result<()> {
     ensure!(
