@@ -105,24 +105,28 @@ fn build_now() -> Result<Build> {
     let profile = std::env::var("REKINDLE_TEST_PROFILE").unwrap_or_else(|_| "release".to_owned());
     let _lock = lock("build")?;
     let out = cache_dir()?.join("packages").join(&profile);
-    let stamp = out.join("stamp");
     let newest = SOURCES.iter().filter_map(|source| newest(&workspace().join(source))).max();
-    let built = std::fs::metadata(&stamp).and_then(|stamp| stamp.modified()).ok();
-    if built.is_none() || built < newest {
-        let begun = SystemTime::now();
+    let built = |package: &Path| std::fs::metadata(package).and_then(|package| package.modified()).ok();
+    if package_in(&out).is_none_or(|package| built(&package) < newest) {
         Invocation::new("packaging/build")
             .arg(&out)
             .args(["--profile", &profile, "--only", "deb"])
             .dir(workspace())
             .ok()
             .context("cannot build the package under test")?;
-        put(&stamp, "")?;
-        // What changed during the build may not be in it.
-        let stamp = std::fs::File::options().write(true).open(&stamp).context("cannot open the stamp")?;
-        stamp.set_modified(begun).context("cannot set the time of the stamp")?;
     }
-    let mut packages: Vec<PathBuf> = std::fs::read_dir(&out)
-        .with_context(|| format!("cannot list `{}`", out.display()))?
+    let target = if profile == "dev" { "debug" } else { &profile };
+    Ok(Build {
+        package: package_in(&out)
+            .with_context(|| format!("`packaging/build` made no package in `{}`", out.display()))?,
+        hub: cache_dir()?.join("..").join(target).join("rekindle-hub"),
+    })
+}
+
+/// The agent's package in a directory, if there is one.
+fn package_in(dir: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(dir).ok()?;
+    let mut packages: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -130,11 +134,7 @@ fn build_now() -> Result<Build> {
         })
         .collect();
     packages.sort();
-    let target = if profile == "dev" { "debug" } else { &profile };
-    Ok(Build {
-        package: packages.pop().with_context(|| format!("`packaging/build` made no package in `{}`", out.display()))?,
-        hub: cache_dir()?.join("..").join(target).join("rekindle-hub"),
-    })
+    packages.pop()
 }
 
 /// The time of the newest file below a path.
