@@ -1,5 +1,8 @@
 //! Local users and groups: read from the databases themselves, written by shadow-utils.
 
+pub mod fake;
+pub mod shadow;
+
 use crate::resource::{AbsPath, GroupName, UserName};
 
 /// One consistent reading of /etc/passwd, /etc/shadow and /etc/group. Lines that cannot be parsed are kept out and counted.
@@ -9,6 +12,8 @@ pub struct AccountDb {
     pub users: Vec<UserEntry>,
     /// Groups in file order.
     pub groups: Vec<GroupEntry>,
+    /// How many lines could not be parsed.
+    pub n_unparsed: usize,
 }
 
 /// A row of /etc/passwd, with its shadow hash.
@@ -169,4 +174,51 @@ pub trait Accounts: std::fmt::Debug + Send {
     fn change_user(&mut self, name: &UserName, change: &UserChange) -> Result<(), AccountError>;
     /// Removes a user, leaving its home directory where it is.
     fn remove_user(&mut self, name: &UserName) -> Result<(), AccountError>;
+}
+
+/// Accounts of a tree that is no host: a sandbox of files. Everything is refused.
+#[derive(Debug, Clone)]
+pub struct NoAccounts {
+    why: String,
+}
+
+impl NoAccounts {
+    /// Takes the reason that every refusal gives.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into() }
+    }
+
+    fn refuse<T>(&self) -> Result<T, AccountError> {
+        Err(AccountError::Unsupported { why: self.why.clone() })
+    }
+}
+
+impl Accounts for NoAccounts {
+    fn read(&self) -> Result<AccountDb, AccountError> {
+        self.refuse()
+    }
+
+    fn create_group(&mut self, _name: &GroupName, _gid: Option<u32>, _system: bool) -> Result<(), AccountError> {
+        self.refuse()
+    }
+
+    fn change_group(&mut self, _name: &GroupName, _gid: u32) -> Result<(), AccountError> {
+        self.refuse()
+    }
+
+    fn remove_group(&mut self, _name: &GroupName) -> Result<(), AccountError> {
+        self.refuse()
+    }
+
+    fn create_user(&mut self, _user: &NewUser) -> Result<(), AccountError> {
+        self.refuse()
+    }
+
+    fn change_user(&mut self, _name: &UserName, _change: &UserChange) -> Result<(), AccountError> {
+        self.refuse()
+    }
+
+    fn remove_user(&mut self, _name: &UserName) -> Result<(), AccountError> {
+        self.refuse()
+    }
 }

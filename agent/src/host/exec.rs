@@ -274,12 +274,12 @@ fn run_resolved(program: &Path, command: &Command) -> Result<Output, ExecError> 
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the module that bounds what it starts")]
-#[expect(unsafe_code, reason = "`setsid` between fork and exec is the only way to leave the terminal's session")]
+#[expect(unsafe_code, reason = "leaving the terminal's session is only possible between fork and exec")]
 fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io::Result<Child> {
     let stdin = if command.stdin.is_empty() {
         Stdio::null()
     } else {
-        let mut file = File::from(rustix::fs::memfd_create("rekindle-stdin", MemfdFlags::CLOEXEC)?);
+        let mut file = memory_file("rekindle-stdin")?;
         file.write_all(&command.stdin)?;
         file.rewind()?;
         Stdio::from(file)
@@ -293,11 +293,12 @@ fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io:
         .stdin(stdin)
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?);
-    // SAFETY: the closure makes one system call, which is safe between fork and exec, and allocates nothing.
+    // SAFETY: the closure makes two system calls, which are safe between fork and exec, and allocates nothing.
     unsafe {
-        process.pre_exec(|| match rustix::process::setsid() {
-            Ok(_) => Ok(()),
-            Err(errno) => Err(io::Error::from(errno)),
+        process.pre_exec(|| {
+            // The agent's own mask is stricter than what maintainer scripts and account tools expect.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+            rustix::process::setsid().map(drop).map_err(io::Error::from)
         });
     }
     process.spawn()
@@ -367,10 +368,18 @@ fn killed_after(deadline: Duration) -> String {
 }
 
 fn output_file(name: &str) -> io::Result<File> {
-    let file = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    let file = memory_file(name)?;
     // Appending, so that a program that opens /dev/stderr again does not overwrite what is there.
     rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
-    Ok(File::from(file))
+    Ok(file)
+}
+
+fn memory_file(name: &str) -> io::Result<File> {
+    // A hardened kernel refuses one without the seal, an old kernel (before 6.3) does not know it.
+    match rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
+        Err(rustix::io::Errno::INVAL) => Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into()),
+        result => Ok(result?.into()),
+    }
 }
 
 /// Gives the memory of everything but the last bytes back. The size stays, so that writers notice nothing.

@@ -7,9 +7,13 @@
 pub mod accounts;
 pub mod exec;
 pub mod facts;
+pub mod fake;
 pub mod packages;
 pub mod root;
 pub mod units;
+
+use std::io;
+use std::path::Path;
 
 use accounts::Accounts;
 use packages::PackageManager;
@@ -27,6 +31,39 @@ pub struct Host {
     pub packages: Box<dyn PackageManager>,
     /// Its service manager.
     pub units: Box<dyn Units>,
+}
+
+impl Host {
+    /// The running host.
+    pub fn live() -> io::Result<Self> {
+        Self::at(Path::new("/"))
+    }
+
+    /// The host or image at a root directory. In an image files, accounts, packages and the enablement of units can be
+    /// managed; nothing is started, stopped or restarted there.
+    pub fn at(root: &Path) -> io::Result<Self> {
+        let root = Root::open(root)?;
+        let accounts = Box::new(accounts::shadow::ShadowUtils::new(root.path()));
+        let packages = packages::detect(root.path());
+        let units = units::detect(root.path());
+        Ok(Self { root, accounts, packages, units })
+    }
+
+    /// A tree of files that is no host. Any user may manage one.
+    pub fn sandbox(root: &Path) -> io::Result<Self> {
+        let why = "this is a sandbox of files, not a host";
+        Ok(Self {
+            root: Root::open(root)?,
+            accounts: Box::new(accounts::NoAccounts::new(why)),
+            packages: Box::new(packages::NoPackages::new(why)),
+            units: Box::new(units::NoUnits::new(why)),
+        })
+    }
+
+    /// A host for tests; [`fake::host`] also hands out what looks behind it.
+    pub fn fake(root: &Path) -> io::Result<Self> {
+        fake::host(root).map(|(host, _)| host)
+    }
 }
 
 /// Sixteen hexadecimal digits that nobody can foretell, for temporary names.

@@ -1,6 +1,12 @@
 //! Packages: state read natively, changes made by the host's own package manager.
 
+pub mod apt;
+pub mod fake;
+
+mod dpkg;
+
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use crate::resource::PackageName;
 
@@ -60,6 +66,12 @@ pub enum PackageError {
         /// What it would remove.
         packages: Vec<String>,
     },
+    /// The policy asks to remove what the host cannot live without.
+    #[error("refused: {} would break the host when removed", .packages.join(", "))]
+    Essential {
+        /// Which of them.
+        packages: Vec<String>,
+    },
     /// The manager failed; its last lines say why.
     #[error("`{command}` exited with {status}: {output}")]
     Manager {
@@ -95,5 +107,44 @@ pub trait PackageManager: std::fmt::Debug + Send {
     /// more than it was asked to.
     fn transact(&mut self, transaction: &Transaction) -> Result<(), PackageError>;
     /// Directories to watch for changes of the database, on the host.
-    fn database_paths(&self) -> Vec<std::path::PathBuf>;
+    fn database_paths(&self) -> Vec<PathBuf>;
+}
+
+/// Finds the package manager of the host or image at `root`.
+pub fn detect(root: &Path) -> Box<dyn PackageManager> {
+    let has = |path: &str| root.join(path).exists();
+    if has("var/lib/dpkg/status") && has("usr/bin/apt-get") {
+        Box::new(apt::Apt::new(root))
+    } else if has("var/lib/rpm") || has("usr/lib/sysimage/rpm") {
+        Box::new(NoPackages::new("the host uses rpm, which this version does not support yet"))
+    } else {
+        Box::new(NoPackages::new("no package manager that rekindle knows is installed (looked for apt)"))
+    }
+}
+
+/// A host without a package manager that rekindle knows, or a tree that is no host. Everything is refused.
+#[derive(Debug, Clone)]
+pub struct NoPackages {
+    why: String,
+}
+
+impl NoPackages {
+    /// Takes the reason that every refusal gives.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into() }
+    }
+}
+
+impl PackageManager for NoPackages {
+    fn read(&self) -> Result<PackageDb, PackageError> {
+        Err(PackageError::Unsupported { why: self.why.clone() })
+    }
+
+    fn transact(&mut self, _transaction: &Transaction) -> Result<(), PackageError> {
+        Err(PackageError::Unsupported { why: self.why.clone() })
+    }
+
+    fn database_paths(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }

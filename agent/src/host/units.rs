@@ -1,5 +1,7 @@
 //! systemd units, over D-Bus.
 
+pub mod fake;
+
 use crate::resource::UnitName;
 
 /// What systemd says about a unit. The strings are systemd's own words.
@@ -40,11 +42,28 @@ pub enum UnitVerb {
     ResetFailed,
 }
 
+impl UnitVerb {
+    /// The verb as `systemctl` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::TryRestart => "try-restart",
+            Self::ReloadOrTryRestart => "try-reload-or-restart",
+            Self::Enable => "enable",
+            Self::Disable => "disable",
+            Self::Mask => "mask",
+            Self::Unmask => "unmask",
+            Self::ResetFailed => "reset-failed",
+        }
+    }
+}
+
 /// An operation on a unit that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum UnitError {
     /// systemd could not be reached.
-    #[error("cannot reach systemd")]
+    #[error("cannot reach systemd: {reason}")]
     Connect {
         /// Why, in full.
         reason: String,
@@ -87,4 +106,36 @@ pub trait Units: std::fmt::Debug + Send {
     fn carry_out(&mut self, unit: &UnitName, verb: UnitVerb) -> Result<(), UnitError>;
     /// Makes systemd read unit files again.
     fn daemon_reload(&mut self) -> Result<(), UnitError>;
+}
+
+/// A host without systemd, or a tree that is no host. Everything is refused.
+#[derive(Debug, Clone)]
+pub struct NoUnits {
+    why: String,
+}
+
+impl NoUnits {
+    /// Takes the reason that every refusal gives.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into() }
+    }
+}
+
+impl Units for NoUnits {
+    fn status(&self, _unit: &UnitName) -> Result<UnitStatus, UnitError> {
+        Err(UnitError::Unsupported { why: self.why.clone() })
+    }
+
+    fn carry_out(&mut self, _unit: &UnitName, _verb: UnitVerb) -> Result<(), UnitError> {
+        Err(UnitError::Unsupported { why: self.why.clone() })
+    }
+
+    fn daemon_reload(&mut self) -> Result<(), UnitError> {
+        Err(UnitError::Unsupported { why: self.why.clone() })
+    }
+}
+
+/// Finds the service manager of the host or image at `root`.
+pub fn detect(_root: &std::path::Path) -> Box<dyn Units> {
+    Box::new(NoUnits::new("written next"))
 }

@@ -124,6 +124,7 @@ impl ApplyError {
             Self::Package { source } => match source {
                 PackageError::Read { source, .. } => format!("read packages: {}", io_class(source)),
                 PackageError::WouldRemove { .. } => "packages: would remove others".to_owned(),
+                PackageError::Essential { .. } => "packages: would remove what is essential".to_owned(),
                 PackageError::Manager { status, .. } => format!("package manager: {status}"),
                 PackageError::Run { program, .. } => format!("{program}: cannot run"),
                 PackageError::Unsupported { .. } => "packages: unsupported".to_owned(),
