@@ -1,5 +1,7 @@
 //! What a policy may ask about a host. Gathered by [`crate::host::facts`], or read from a file for a host that is not there.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 /// Facts of one host, as templates and `when` see them under `facts`.
@@ -36,4 +38,19 @@ pub struct Facts {
     pub interfaces: Vec<String>,
     /// Cloud instance id where known, otherwise empty.
     pub instance_id: String,
+}
+
+/// What a host has, as far as a policy is judged by it. Made by [`crate::host`]; `None` when compiling for a host that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostView {
+    /// Names of local users.
+    pub users: BTreeSet<String>,
+    /// Names of local groups.
+    pub groups: BTreeSet<String>,
+    /// Packages that the package manager calls essential, required or protected.
+    pub essential_packages: BTreeSet<String>,
+    /// First uid of people's accounts, `UID_MIN` of login.defs.
+    pub uid_min: u32,
+    /// First gid of people's groups, `GID_MIN` of login.defs.
+    pub gid_min: u32,
 }

@@ -1,1 +1,538 @@
-//! Written next.
+//! The shape of a policy: one table of kinds and attributes, from which both the JSON Schema for editors and the reader here are made.
+//!
+//! [`read`] reports every unknown key and every value of a wrong type, with its place, and hands on only what has the right
+//! shape. What a value means is decided in [`super::compile`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
+use crate::resource::Kind;
+
+/// What a value may look like.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shape {
+    /// A string.
+    Text,
+    /// `true` or `false`.
+    Bool,
+    /// A numeric user or group id.
+    Id,
+    /// A name or a numeric id.
+    Account,
+    /// An array of strings.
+    Texts,
+    /// One of these strings.
+    Word(&'static [&'static str]),
+    /// A table with these keys.
+    Table(&'static [Attribute]),
+}
+
+impl Shape {
+    fn describe(self) -> String {
+        match self {
+            Self::Text => "a string".to_owned(),
+            Self::Bool => "true or false".to_owned(),
+            Self::Id => "a number from 0 to 4294967294".to_owned(),
+            Self::Account => "a name or a number from 0 to 4294967294".to_owned(),
+            Self::Texts => "an array of strings".to_owned(),
+            Self::Word(words) => format!("one of {}", quoted(words.iter().copied())),
+            Self::Table(attributes) => {
+                format!("a table with {}", quoted(attributes.iter().map(|attribute| attribute.name)))
+            }
+        }
+    }
+
+    fn to_json(self) -> Value {
+        match self {
+            Self::Text => json!({ "type": "string" }),
+            Self::Bool => json!({ "type": "boolean" }),
+            Self::Id => json!({ "type": "integer", "minimum": 0, "maximum": MAX_ID }),
+            Self::Account => json!({ "anyOf": [Self::Text.to_json(), Self::Id.to_json()] }),
+            Self::Texts => json!({ "type": "array", "items": Self::Text.to_json() }),
+            Self::Word(words) => json!({ "enum": words }),
+            Self::Table(attributes) => table_to_json(attributes.iter()),
+        }
+    }
+}
+
+/// Above it is `-1`, which the system calls read as "leave it".
+const MAX_ID: u32 = u32::MAX - 1;
+
+/// One key of a table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attribute {
+    pub(super) name: &'static str,
+    shape: Shape,
+    doc: &'static str,
+}
+
+const fn attribute(name: &'static str, shape: Shape, doc: &'static str) -> Attribute {
+    Attribute { name, shape, doc }
+}
+
+const STATE: Attribute =
+    attribute("state", Shape::Word(&["present", "absent"]), "Whether it is to be there. Default `present`.");
+const MODE: Attribute = attribute("mode", Shape::Text, "Permission bits: four octal digits, such as \"0644\".");
+const FILE_OWNER: Attribute = attribute("owner", Shape::Account, "Owner, by name or id. Default root.");
+const FILE_GROUP: Attribute = attribute("group", Shape::Account, "Group, by name or id. Default root.");
+const SYSTEM: Attribute =
+    attribute("system", Shape::Bool, "Says that an account of the system itself, below the ids of people, is meant.");
+
+/// Keys that every resource has. `file` and `directory` have an `owner` of their own, which hides the one here.
+const COMMON: &[Attribute] = &[
+    attribute(
+        "when",
+        Shape::Text,
+        "Expression over `facts`, `roles`, `vars` and `host`; the resource exists only where it is true.",
+    ),
+    attribute(
+        "requires",
+        Shape::Texts,
+        "Resources, as `kind[name]`, that come first; if one fails, this one is skipped.",
+    ),
+    attribute("restarts", Shape::Texts, "Services that are owed a restart when this changes."),
+    attribute("reloads", Shape::Texts, "Services that are owed a reload when this changes."),
+    attribute("on_drift", Shape::Word(&["repair", "report", "reimage"]), "What to do about drift. Default `repair`."),
+    attribute("description", Shape::Text, "Free text for people."),
+    attribute("owner", Shape::Text, "Who answers for it."),
+    attribute("tags", Shape::Texts, "Free words for filters and routing."),
+];
+
+/// Keys that a resource with `state = "absent"` may have beside [`COMMON`].
+pub(super) const WITH_ABSENT: [&str; 2] = ["state", "system"];
+
+const FILE: &[Attribute] = &[
+    STATE,
+    attribute("content", Shape::Text, "The whole content."),
+    attribute("source", Shape::Text, "A file of the policy whose bytes are the content."),
+    attribute("template", Shape::Text, "A file of the policy that is rendered to the content."),
+    FILE_OWNER,
+    FILE_GROUP,
+    MODE,
+];
+const DIRECTORY: &[Attribute] = &[STATE, FILE_OWNER, FILE_GROUP, MODE];
+const SYMLINK: &[Attribute] = &[STATE, attribute("target", Shape::Text, "What the link holds; it need not exist.")];
+const USER: &[Attribute] = &[
+    STATE,
+    attribute("uid", Shape::Id, "Numeric id."),
+    attribute("group", Shape::Account, "Primary group. Default a group of the user's own name."),
+    attribute("groups", Shape::Texts, "Supplementary groups: at least these."),
+    attribute("groups_exact", Shape::Bool, "Whether `groups` are all there may be. Default false."),
+    attribute("shell", Shape::Text, "Login shell."),
+    attribute("home", Shape::Text, "Home directory; made at creation, never moved."),
+    attribute("comment", Shape::Text, "The GECOS field."),
+    attribute(
+        "password",
+        Shape::Table(&[
+            attribute("locked", Shape::Bool, "`true`: no password opens the account."),
+            attribute("hash", Shape::Text, "A crypt(3) hash, never the password itself."),
+        ]),
+        "State of the password.",
+    ),
+    attribute("authorized_keys", Shape::Texts, "Lines of ~/.ssh/authorized_keys."),
+    attribute("authorized_keys_exact", Shape::Bool, "Whether other lines are drift. Default false."),
+    SYSTEM,
+];
+const GROUP: &[Attribute] = &[STATE, attribute("gid", Shape::Id, "Numeric id."), SYSTEM];
+const PACKAGE: &[Attribute] = &[STATE, attribute("version", Shape::Text, "Exactly this version. Default any.")];
+const SERVICE: &[Attribute] = &[
+    attribute("enabled", Shape::Bool, "Whether it starts at boot. Not looked at when absent."),
+    attribute("state", Shape::Word(&["running", "stopped", "masked"]), "Run state. Not looked at when absent."),
+];
+
+const POLICY: &[Attribute] = &[
+    attribute("name", Shape::Text, "Name of the policy in reports."),
+    attribute("requires", Shape::Text, "Versions of the agent that understand it, such as `>=0.1`."),
+];
+const INCLUDE: &[Attribute] = &[
+    attribute("path", Shape::Text, "A TOML file of the policy."),
+    attribute("when", Shape::Text, "Expression; the file counts only where it is true."),
+];
+
+/// Kinds of the language that this version does not have.
+const LATER_KINDS: &[&str] =
+    &["repository", "sysctl", "setting", "kernel_module", "mount", "command", "sweep", "check"];
+/// Attributes of the language that this version does not have.
+const LATER_ATTRIBUTES: &[&str] = &["validate", "secret", "purge", "keep", "hold", "verify", "waiver"];
+
+fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
+    match kind {
+        Kind::File => (FILE, "Regular files, by absolute path."),
+        Kind::Directory => (DIRECTORY, "Directories, by absolute path."),
+        Kind::Symlink => (SYMLINK, "Symbolic links, by absolute path."),
+        Kind::User => (USER, "Local users, by name."),
+        Kind::Group => (GROUP, "Local groups, by name."),
+        Kind::Package => (PACKAGE, "Packages of the host's package manager, by name."),
+        Kind::Service => (SERVICE, "Systemd units, by name; `.service` may be left out."),
+    }
+}
+
+/// Every attribute of a kind, its own first.
+fn attributes(kind: Kind) -> impl Iterator<Item = &'static Attribute> + Clone {
+    let own = own_attributes(kind).0;
+    own.iter().chain(COMMON.iter().filter(move |common| own.iter().all(|a| a.name != common.name)))
+}
+
+/// Whether an attribute is one that every resource has, and not one of the kind's own.
+pub(super) fn is_common(kind: Kind, name: &str) -> bool {
+    COMMON.iter().any(|a| a.name == name) && own_attributes(kind).0.iter().all(|a| a.name != name)
+}
+
+/// Returns the JSON Schema (2020-12) of a policy's TOML files, for editors.
+pub fn json_schema() -> Value {
+    let mut properties = Map::new();
+    let mut policy = table_to_json(POLICY.iter());
+    describe(&mut policy, "The policy as a whole. Only in policy.toml.");
+    properties.insert("policy".to_owned(), policy);
+    let mut include = table_to_json(INCLUDE.iter());
+    if let Some(include) = include.as_object_mut() {
+        include.insert("required".to_owned(), json!(["path"]));
+    }
+    properties.insert(
+        "include".to_owned(),
+        json!({
+            "type": "array",
+            "items": { "anyOf": [{ "type": "string" }, include] },
+            "description": "Further TOML files of the policy, by path from its root.",
+        }),
+    );
+    properties.insert(
+        "vars".to_owned(),
+        json!({
+            "type": "object",
+            "description": "Variables. A table in it, `vars.<role>`, overrides them for hosts with that role. Only in policy.toml.",
+        }),
+    );
+    for kind in Kind::ALL {
+        let resource = table_to_json(attributes(kind));
+        let doc = own_attributes(kind).1;
+        properties.insert(
+            kind.as_str().to_owned(),
+            json!({ "type": "object", "description": doc, "additionalProperties": resource }),
+        );
+    }
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "rekindle policy",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+fn table_to_json<'a>(attributes: impl Iterator<Item = &'a Attribute>) -> Value {
+    let properties: Map<String, Value> = attributes
+        .map(|attribute| {
+            let mut value = attribute.shape.to_json();
+            describe(&mut value, attribute.doc);
+            (attribute.name.to_owned(), value)
+        })
+        .collect();
+    json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+
+fn describe(schema: &mut Value, doc: &str) {
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("description".to_owned(), Value::from(doc));
+    }
+}
+
+/// A value with where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Field<'v> {
+    pub(super) name: &'static str,
+    pub(super) key: Range<usize>,
+    pub(super) value: &'v Spanned<DeValue<'v>>,
+}
+
+/// The keys of one table that are known and have the right shape.
+#[derive(Debug, Clone)]
+pub(super) struct Fields<'v> {
+    pub(super) source: Arc<Source>,
+    list: Vec<Field<'v>>,
+}
+
+/// A text of the policy and where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Text<'v> {
+    pub(super) text: &'v str,
+    pub(super) place: Place,
+    /// The same as bytes of the file.
+    pub(super) range: Range<usize>,
+}
+
+impl<'v> Fields<'v> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Field<'v>> {
+        self.list.iter()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Field<'v>> {
+        self.list.iter().find(|field| field.name == name)
+    }
+
+    pub(super) fn place(&self, range: Range<usize>) -> Place {
+        Place::new(&self.source, range)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<Text<'v>> {
+        let value = self.get(name)?.value;
+        value.get_ref().as_str().map(|text| Text { text, place: self.place(value.span()), range: value.span() })
+    }
+
+    pub(super) fn texts(&self, name: &str) -> Option<Vec<Text<'v>>> {
+        let array = self.get(name)?.value.get_ref().as_array()?;
+        let text = |value: &'v Spanned<DeValue<'v>>| {
+            let range = value.span();
+            value.get_ref().as_str().map(|text| Text { text, place: self.place(range.clone()), range })
+        };
+        Some(array.iter().filter_map(text).collect())
+    }
+
+    pub(super) fn boolean(&self, name: &str) -> Option<bool> {
+        self.get(name)?.value.get_ref().as_bool()
+    }
+
+    pub(super) fn id(&self, name: &str) -> Option<(u32, Place)> {
+        let value = self.get(name)?.value;
+        as_id(value.get_ref()).map(|id| (id, self.place(value.span())))
+    }
+}
+
+/// The kind that a top-level key names; reports one that names none.
+pub(super) fn read_kind(
+    source: &Arc<Source>,
+    key: &Spanned<toml::de::DeString<'_>>,
+    out: &mut Diagnostics,
+) -> Option<Kind> {
+    let name: &str = key.get_ref();
+    let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == name);
+    if kind.is_none() {
+        let known = Kind::ALL.iter().map(|kind| kind.as_str()).chain(["policy", "include", "vars"]);
+        let diagnostic = Diagnostic::error("unknown-kind", format!("unknown kind `{name}`"));
+        out.push(suggest(diagnostic, source, key, name, known, LATER_KINDS, "kind"));
+    }
+    kind
+}
+
+/// Reads one resource's table.
+pub(super) fn read_resource<'v>(
+    source: &Arc<Source>,
+    kind: Kind,
+    name: &str,
+    value: &'v Spanned<DeValue<'v>>,
+    out: &mut Diagnostics,
+) -> Option<Fields<'v>> {
+    let Some(table) = value.get_ref().as_table() else {
+        out.push(wrong_type(source, value, &format!("{kind}[{name}]"), "a table with attributes"));
+        return None;
+    };
+    Some(read_table(source, &format!("{kind}[{name}]"), table, attributes(kind), out))
+}
+
+/// Reads `[policy]`.
+pub(super) fn read_policy<'v>(
+    source: &Arc<Source>,
+    value: &'v Spanned<DeValue<'v>>,
+    out: &mut Diagnostics,
+) -> Option<Fields<'v>> {
+    let Some(table) = value.get_ref().as_table() else {
+        out.push(wrong_type(source, value, "policy", "a table"));
+        return None;
+    };
+    Some(read_table(source, "policy", table, POLICY.iter(), out))
+}
+
+/// One file to include, and on which condition.
+#[derive(Debug, Clone)]
+pub(super) struct Include<'v> {
+    pub(super) path: Text<'v>,
+    pub(super) when: Option<Text<'v>>,
+}
+
+/// Reads `include`.
+pub(super) fn read_include<'v>(
+    source: &Arc<Source>,
+    value: &'v Spanned<DeValue<'v>>,
+    out: &mut Diagnostics,
+) -> Vec<Include<'v>> {
+    const EXPECTED: &str = "an array of paths or of { path = …, when = … }";
+    let Some(array) = value.get_ref().as_array() else {
+        out.push(wrong_type(source, value, "include", EXPECTED));
+        return Vec::new();
+    };
+    let mut includes = Vec::new();
+    for item in array.iter() {
+        match item.get_ref() {
+            DeValue::String(path) => {
+                let (place, range) = (Place::new(source, item.span()), item.span());
+                includes.push(Include { path: Text { text: path, place, range }, when: None });
+            }
+            DeValue::Table(table) => {
+                let fields = read_table(source, "include", table, INCLUDE.iter(), out);
+                match fields.text("path") {
+                    Some(path) => includes.push(Include { path, when: fields.text("when") }),
+                    None if fields.get("path").is_none() && !table.contains_key("path") => out.push(
+                        Diagnostic::error("missing-key", "an entry of `include` has no `path`")
+                            .at(Place::new(source, item.span()), "here")
+                            .expected(EXPECTED),
+                    ),
+                    None => {}
+                }
+            }
+            DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Array(_) => out.push(wrong_type(source, item, "include", EXPECTED)),
+        }
+    }
+    includes
+}
+
+fn read_table<'v>(
+    source: &Arc<Source>,
+    what: &str,
+    table: &'v DeTable<'v>,
+    attributes: impl Iterator<Item = &'static Attribute> + Clone,
+    out: &mut Diagnostics,
+) -> Fields<'v> {
+    let mut list = Vec::with_capacity(table.len());
+    for (key, value) in table.iter() {
+        let name: &str = key.get_ref();
+        let Some(attribute) = attributes.clone().find(|attribute| attribute.name == name) else {
+            let diagnostic = Diagnostic::error("unknown-key", format!("unknown key `{name}` in `{what}`"));
+            let known = attributes.clone().map(|attribute| attribute.name);
+            out.push(suggest(diagnostic, source, key, name, known, LATER_ATTRIBUTES, "key"));
+            continue;
+        };
+        if has_shape(source, what, attribute, value, out) {
+            list.push(Field { name: attribute.name, key: key.span(), value });
+        }
+    }
+    Fields { source: Arc::clone(source), list }
+}
+
+fn has_shape(
+    source: &Arc<Source>,
+    what: &str,
+    attribute: &Attribute,
+    value: &Spanned<DeValue<'_>>,
+    out: &mut Diagnostics,
+) -> bool {
+    let inner = value.get_ref();
+    let path = format!("{what}.{}", attribute.name);
+    let fits = match attribute.shape {
+        Shape::Text => inner.is_str(),
+        Shape::Bool => inner.is_bool(),
+        Shape::Id => as_id(inner).is_some(),
+        Shape::Account => inner.is_str() || as_id(inner).is_some(),
+        Shape::Texts => match inner.as_array() {
+            None => false,
+            Some(array) => {
+                let wrong: Vec<_> = array.iter().filter(|item| !item.get_ref().is_str()).collect();
+                for item in &wrong {
+                    out.push(wrong_type(source, item, &path, "a string"));
+                }
+                return wrong.is_empty();
+            }
+        },
+        Shape::Word(words) => match inner.as_str() {
+            None => false,
+            Some(word) if words.contains(&word) => true,
+            Some(word) => {
+                let mut diagnostic = Diagnostic::error("unknown-value", format!("unknown value `{word}` of `{path}`"))
+                    .at(Place::new(source, value.span()), "not a value of this key")
+                    .expected(attribute.shape.describe());
+                if let Some(best) = closest(word, words.iter().copied()) {
+                    diagnostic = diagnostic.hint(format!("did you mean `{best}`?")).replacement(format!("\"{best}\""));
+                }
+                out.push(diagnostic);
+                return false;
+            }
+        },
+        Shape::Table(attributes) => match inner.as_table() {
+            None => false,
+            Some(table) => {
+                let n_before = out.len();
+                read_table(source, &path, table, attributes.iter(), out);
+                return out.len() == n_before;
+            }
+        },
+    };
+    if !fits {
+        let mut diagnostic = wrong_type(source, value, &path, &attribute.shape.describe());
+        if attribute.name == "mode" {
+            diagnostic = diagnostic.hint("write the mode in quotes, as four octal digits");
+        }
+        out.push(diagnostic);
+    }
+    fits
+}
+
+fn as_id(value: &DeValue<'_>) -> Option<u32> {
+    let integer = value.as_integer()?;
+    u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|id| *id <= MAX_ID)
+}
+
+fn wrong_type(source: &Arc<Source>, value: &Spanned<DeValue<'_>>, what: &str, expected: &str) -> Diagnostic {
+    let found = match value.get_ref() {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a decimal number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    };
+    Diagnostic::error("type", format!("`{what}` has the wrong type"))
+        .at(Place::new(source, value.span()), format!("this is {found}"))
+        .expected(expected)
+}
+
+fn suggest<'k>(
+    diagnostic: Diagnostic,
+    source: &Arc<Source>,
+    key: &Spanned<toml::de::DeString<'_>>,
+    name: &str,
+    known: impl Iterator<Item = &'k str> + Clone,
+    later: &[&str],
+    what: &str,
+) -> Diagnostic {
+    let list = quoted(known.clone());
+    let diagnostic = diagnostic.at(Place::new(source, key.span()), format!("not a {what} that is known here"));
+    if later.contains(&name) {
+        return diagnostic
+            .expected(format!("one of {list}"))
+            .hint(format!("this version of rekindle does not support `{name}` yet"));
+    }
+    match closest(name, known) {
+        Some(best) => diagnostic
+            .expected(format!("one of {list}"))
+            .hint(format!("did you mean `{best}`?"))
+            .replacement(best.to_owned()),
+        None => diagnostic.hint(format!("known {what}s: {list}")),
+    }
+}
+
+/// The known word that was probably meant.
+pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    // A distance costs the product of the lengths; no real word is this long.
+    if word.len() > 256 {
+        return None;
+    }
+    known
+        .filter(|candidate| candidate.len() <= 256)
+        .map(|candidate| (strsim::damerau_levenshtein(candidate, word), candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+fn quoted<'k>(words: impl Iterator<Item = &'k str>) -> String {
+    words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}

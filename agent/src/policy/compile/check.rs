@@ -1,0 +1,571 @@
+//! How resources fit together: everything that no single declaration shows.
+//!
+//! Each check reports all that it finds. None looks at the host: what the host has is in the [`HostView`], and without one
+//! the checks that need it are left out or become warnings.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::load::{Declaration, Loaded};
+use super::lower::Lowered;
+use crate::policy::diagnostic::{Diagnostic, Diagnostics};
+use crate::policy::facts::HostView;
+use crate::policy::schema::closest;
+use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file, service, user};
+
+mod lockout;
+
+/// First uid and gid of people where the host does not say.
+const DEFAULT_MIN: u32 = 1000;
+/// Most names that a "did you mean" is looked for in.
+const MAX_SUGGESTIONS: usize = 2000;
+
+/// Accounts that belong to the system on one of the supported distributions, whatever their number.
+const SYSTEM_ACCOUNTS: &[&str] = &[
+    "root",
+    "daemon",
+    "bin",
+    "sys",
+    "sync",
+    "games",
+    "man",
+    "lp",
+    "mail",
+    "news",
+    "uucp",
+    "proxy",
+    "www-data",
+    "backup",
+    "list",
+    "irc",
+    "gnats",
+    "nobody",
+    "nogroup",
+    "_apt",
+    "messagebus",
+    "sshd",
+    "polkitd",
+    "tss",
+    "dbus",
+    "adm",
+    "wheel",
+    "sudo",
+    "shadow",
+    "utmp",
+    "tty",
+    "disk",
+    "kmem",
+    "dialout",
+    "audio",
+    "video",
+    "input",
+    "render",
+    "kvm",
+    "staff",
+    "users",
+    "operator",
+    "halt",
+    "shutdown",
+    "ftp",
+    "chrony",
+    "rpc",
+    "nscd",
+    "syslog",
+    "systemd-network",
+    "systemd-resolve",
+    "systemd-timesync",
+    "systemd-coredump",
+    "systemd-journal",
+    "systemd-oom",
+    "rekindle",
+];
+/// Accounts that can never be removed.
+const IRREMOVABLE_ACCOUNTS: [&str; 4] = ["root", "nobody", "nogroup", "rekindle"];
+/// Packages without which a host does not boot, install, or obey, on one of the supported distributions.
+const ESSENTIAL_PACKAGES: &[&str] = &[
+    "apt",
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "dash",
+    "dbus",
+    "debianutils",
+    "dnf",
+    "dnf5",
+    "dpkg",
+    "filesystem",
+    "glibc",
+    "grep",
+    "init",
+    "init-system-helpers",
+    "libc-bin",
+    "libc6",
+    "libzypp",
+    "login",
+    "microdnf",
+    "passwd",
+    "python3-dnf",
+    "rpm",
+    "sed",
+    "setup",
+    "shadow",
+    "shadow-utils",
+    "systemd",
+    "systemd-sysv",
+    "tar",
+    "util-linux",
+    "yum",
+    "zypper",
+];
+/// The agent's own package, and the beginning of the names of its units.
+const AGENT: &str = "rekindle";
+
+/// The active declarations, what they mean, and the ways to find them.
+pub(super) struct Graph<'a, 'v> {
+    loaded: &'a Loaded<'v>,
+    lowered: &'a [Option<Lowered>],
+    host: Option<&'a HostView>,
+    /// The first of each name; later ones are refused.
+    index: HashMap<&'a ResourceId, usize>,
+    /// The first of each path, whatever its kind.
+    paths: HashMap<&'a str, usize>,
+    /// Packages by name without architecture.
+    packages: HashMap<&'a str, usize>,
+    gids: HashMap<u32, usize>,
+}
+
+impl<'a, 'v> Graph<'a, 'v> {
+    pub(super) fn new(loaded: &'a Loaded<'v>, lowered: &'a [Option<Lowered>], host: Option<&'a HostView>) -> Self {
+        let mut graph = Self {
+            loaded,
+            lowered,
+            host,
+            index: HashMap::with_capacity(lowered.len()),
+            paths: HashMap::new(),
+            packages: HashMap::new(),
+            gids: HashMap::new(),
+        };
+        for (i, declaration) in loaded.active.iter().enumerate() {
+            let id = &declaration.id;
+            graph.index.entry(id).or_insert(i);
+            match id.kind {
+                Kind::File | Kind::Directory | Kind::Symlink => {
+                    graph.paths.entry(&id.name).or_insert(i);
+                }
+                Kind::Package => {
+                    graph.packages.entry(without_architecture(&id.name)).or_insert(i);
+                }
+                Kind::Group => {
+                    if let Some((gid, _)) = declaration.fields.id("gid") {
+                        graph.gids.entry(gid).or_insert(i);
+                    }
+                }
+                Kind::User | Kind::Service => {}
+            }
+        }
+        graph
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lowered.len()
+    }
+
+    pub(super) fn declaration(&self, i: usize) -> Option<&'a Declaration<'v>> {
+        self.loaded.active.get(i)
+    }
+
+    pub(super) fn lowered(&self, i: usize) -> Option<&'a Lowered> {
+        self.lowered.get(i).and_then(Option::as_ref)
+    }
+
+    pub(super) fn find(&self, id: &ResourceId) -> Option<usize> {
+        self.index.get(id).copied()
+    }
+
+    pub(super) fn package(&self, name: &str) -> Option<usize> {
+        self.packages.get(name).copied()
+    }
+
+    pub(super) fn group_with_gid(&self, gid: u32) -> Option<usize> {
+        self.gids.get(&gid).copied()
+    }
+
+    /// The resource that makes sure that a group is there: the group, or a user that brings a group of its own name.
+    pub(super) fn group_provider(&self, name: &str) -> Option<usize> {
+        let group = self.find(&ResourceId::new(Kind::Group, name)).filter(|i| !self.is_absent(*i));
+        group.or_else(|| {
+            let user = self.find(&ResourceId::new(Kind::User, name)).filter(|i| !self.is_absent(*i))?;
+            self.declaration(user)?.fields.get("group").is_none().then_some(user)
+        })
+    }
+
+    /// Whether the policy wants it gone.
+    pub(super) fn is_absent(&self, i: usize) -> bool {
+        self.declaration(i).and_then(|declaration| declaration.fields.text("state")).is_some_and(|s| s.text == "absent")
+    }
+
+    /// The nearest declared path above one, of whatever kind.
+    pub(super) fn nearest_ancestor(&self, path: &str) -> Option<usize> {
+        ancestors(path).find_map(|above| self.paths.get(above).copied())
+    }
+
+    fn active(&self) -> impl Iterator<Item = (usize, &'a Declaration<'v>)> {
+        self.loaded.active.iter().enumerate()
+    }
+}
+
+/// The paths above one, the nearest first, `/` last.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    let mut rest = path;
+    std::iter::from_fn(move || {
+        let at = rest.rfind('/')?;
+        let (above, _) = rest.split_at_checked(at)?;
+        rest = above;
+        Some(if above.is_empty() { "/" } else { above })
+    })
+    .filter(move |above| *above != path)
+}
+
+fn without_architecture(name: &str) -> &str {
+    name.split(':').next().unwrap_or(name)
+}
+
+/// Reports everything that does not fit together.
+pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    duplicates(graph, out);
+    numeric_ids(graph, out);
+    paths(graph, out);
+    references(graph, out);
+    accounts(graph, out);
+    protected(graph, out);
+    lockout::check(graph, out);
+}
+
+fn duplicates(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    for (i, declaration) in graph.active() {
+        let id = &declaration.id;
+        let first = graph.find(id).filter(|first| *first != i);
+        let is_path = matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink);
+        let other = if is_path { graph.paths.get(id.name.as_str()).copied().filter(|first| *first != i) } else { None };
+        let diagnostic = if first.is_some() {
+            Diagnostic::error("duplicate", format!("`{id}` is declared twice"))
+                .hint("keep one of the two, or give them conditions (`when`) that exclude each other")
+        } else if other.is_some() {
+            Diagnostic::error("conflict", format!("two resources claim the path `{}`", id.name))
+                .hint("decide which kind it is, and remove the other")
+        } else {
+            continue;
+        };
+        let diagnostic = diagnostic.at(declaration.name.clone(), "declared again here");
+        out.push(match first.or(other).and_then(|first| graph.declaration(first)) {
+            Some(first) => diagnostic.also(first.name.clone(), format!("`{}` is declared here", first.id)),
+            None => diagnostic,
+        });
+    }
+}
+
+fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    let mut claimed: HashMap<(Kind, u32), usize> = HashMap::new();
+    for (i, declaration) in graph.active() {
+        let key = match declaration.id.kind {
+            Kind::User => "uid",
+            Kind::Group => "gid",
+            Kind::File | Kind::Directory | Kind::Symlink | Kind::Package | Kind::Service => continue,
+        };
+        let Some((number, place)) = declaration.fields.id(key) else { continue };
+        let is_root = declaration.id.name == "root";
+        if (number == 0) != is_root {
+            let title = if is_root {
+                format!("`{}` has the {key} 0 and no other", declaration.id)
+            } else {
+                format!("`{}` would have the {key} 0, which is root's", declaration.id)
+            };
+            out.push(
+                Diagnostic::error("protected", title)
+                    .at(place.clone(), "")
+                    .hint("to let somebody become root, put the account into the group `sudo` or `wheel`"),
+            );
+        }
+        match claimed.get(&(declaration.id.kind, number)).and_then(|first| graph.declaration(*first)) {
+            None => {
+                claimed.insert((declaration.id.kind, number), i);
+            }
+            Some(first) => {
+                let title = format!("`{}` and `{}` claim the {key} {number}", first.id, declaration.id);
+                let mut diagnostic = Diagnostic::error("conflict", title).at(place, "claimed again here");
+                if let Some((_, first)) = first.fields.id(key) {
+                    diagnostic = diagnostic.also(first, "claimed here");
+                }
+                out.push(diagnostic.hint("give each its own number"));
+            }
+        }
+    }
+}
+
+fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    for (i, declaration) in graph.active() {
+        let id = &declaration.id;
+        if !matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink) {
+            continue;
+        }
+        if id.name == "/" && (id.kind != Kind::Directory || graph.is_absent(i)) {
+            out.push(
+                Diagnostic::error("protected", "`/` is a directory and stays one").at(declaration.name.clone(), ""),
+            );
+            continue;
+        }
+        // One above is enough: whatever is wrong further up is reported for that one.
+        let Some(above) = graph.nearest_ancestor(&id.name) else { continue };
+        let Some(other) = graph.declaration(above) else { continue };
+        let is_gone = graph.is_absent(above);
+        let (what, hint) = match other.id.kind {
+            Kind::Symlink if !is_gone => (
+                "is a symbolic link",
+                "name the path that the link leads to, or declare a directory instead of the link",
+            ),
+            Kind::File if !is_gone => ("is a file", "a file has nothing below it: declare a directory"),
+            // What is to be gone below something that is to be gone is well.
+            Kind::File | Kind::Directory | Kind::Symlink if is_gone && !graph.is_absent(i) => {
+                ("is to be absent", "remove one of the two")
+            }
+            Kind::File | Kind::Directory | Kind::Symlink | Kind::User | Kind::Group | Kind::Package | Kind::Service => {
+                continue;
+            }
+        };
+        out.push(
+            Diagnostic::error("path", format!("`{id}` lies below `{}`, which {what}", other.id.name))
+                .at(declaration.name.clone(), "")
+                .also(other.name.clone(), format!("this {what}"))
+                .hint(hint),
+        );
+    }
+}
+
+fn references(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    for (i, _) in graph.active() {
+        let Some(lowered) = graph.lowered(i) else { continue };
+        for (id, place) in &lowered.requires {
+            if graph.find(id).is_some() {
+                continue;
+            }
+            if let Some(inactive) = graph.loaded.inactive.get(id) {
+                out.push(
+                    Diagnostic::error("reference", format!("`{id}` does not exist on this host"))
+                        .at(place.clone(), "required here")
+                        .also(inactive.clone(), "declared here, under a condition (`when`) that is false")
+                        .hint("give both the same condition"),
+                );
+                continue;
+            }
+            // It may be one of those that an error already hides.
+            if graph.loaded.damaged {
+                continue;
+            }
+            let diagnostic = Diagnostic::error("reference", format!("`{id}` is not declared")).at(place.clone(), "");
+            let best = if graph.len() <= MAX_SUGGESTIONS {
+                let names = graph.active().map(|(_, other)| &other.id).filter(|other| other.kind == id.kind);
+                closest(&id.name, names.map(|other| other.name.as_str()))
+            } else {
+                None
+            };
+            out.push(match best {
+                Some(best) => diagnostic
+                    .hint(format!("did you mean `{}[{best}]`?", id.kind))
+                    .replacement(format!("\"{}[{best}]\"", id.kind)),
+                None => diagnostic.hint("declare it, or remove it from `requires`"),
+            });
+        }
+    }
+}
+
+/// An account that something names.
+#[derive(Debug, Clone, Copy)]
+struct Named<'n> {
+    /// `User` or `Group`.
+    kind: Kind,
+    name: &'n str,
+    /// The attribute that names it.
+    attribute: &'static str,
+}
+
+fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    let mut warned = HashSet::new();
+    for (i, declaration) in graph.active() {
+        let Some(lowered) = graph.lowered(i) else { continue };
+        let mut named: Vec<Named<'_>> = Vec::new();
+        match &lowered.desired {
+            Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) => {
+                named.extend(owners(Some(&spec.owner), Some(&spec.group)));
+            }
+            Desired::Directory(directory::Desired { ensure: Ensure::Present(spec), .. }) => {
+                named.extend(owners(Some(&spec.owner), Some(&spec.group)));
+            }
+            Desired::User(user::Desired { ensure: Ensure::Present(spec), .. }) => {
+                named.extend(owners(None, spec.group.as_ref()));
+                let groups = spec.groups.iter();
+                named.extend(groups.map(|g| Named { kind: Kind::Group, name: g.as_str(), attribute: "groups" }));
+            }
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::User(_)
+            | Desired::Symlink(_)
+            | Desired::Group(_)
+            | Desired::Package(_)
+            | Desired::Service(_) => {}
+        }
+        // A package that was asked for first may bring the account with it.
+        let brings = |(id, _): &(ResourceId, _)| {
+            id.kind == Kind::Package && graph.find(id).is_some_and(|package| !graph.is_absent(package))
+        };
+        let may_be_brought = lowered.requires.iter().any(brings);
+        for account in named {
+            account_exists(graph, declaration, account, may_be_brought, &mut warned, out);
+        }
+    }
+}
+
+/// What ownership names, leaving out numbers, which need not have a name.
+fn owners<'n>(owner: Option<&'n Principal>, group: Option<&'n Principal>) -> impl Iterator<Item = Named<'n>> {
+    [(Kind::User, owner, "owner"), (Kind::Group, group, "group")].into_iter().filter_map(
+        |(kind, principal, attribute)| match principal? {
+            Principal::Name(name) => Some(Named { kind, name, attribute }),
+            Principal::Id(_) | Principal::Agent => None,
+        },
+    )
+}
+
+fn account_exists<'n>(
+    graph: &Graph<'_, '_>,
+    declaration: &Declaration<'_>,
+    account: Named<'n>,
+    may_be_brought: bool,
+    warned: &mut HashSet<(Kind, &'n str)>,
+    out: &mut Diagnostics,
+) {
+    let Named { kind, name, attribute } = account;
+    let Some(field) = declaration.fields.get(attribute) else { return };
+    let place = declaration.fields.place(field.value.span());
+    let id = ResourceId::new(kind, name);
+    if let Some(declared) = graph.find(&id) {
+        if graph.is_absent(declared) {
+            let mut diagnostic =
+                Diagnostic::error("contradiction", format!("`{}` needs `{id}`, which is to be absent", declaration.id))
+                    .at(place, "needed here");
+            if let Some(declared) = graph.declaration(declared) {
+                diagnostic = diagnostic.also(declared.name.clone(), "absent");
+            }
+            out.push(diagnostic.hint("name another account, or keep this one"));
+        }
+        return;
+    }
+    if name == "root" || may_be_brought || (kind == Kind::Group && graph.group_provider(name).is_some()) {
+        return;
+    }
+    let missing = |diagnostic: Diagnostic, known: Option<&BTreeSet<String>>| {
+        let declared = graph.active().map(|(_, other)| &other.id).filter(|other| other.kind == kind);
+        let names = declared.map(|other| other.name.as_str()).chain(known.into_iter().flatten().map(String::as_str));
+        let best = if graph.len() <= MAX_SUGGESTIONS { closest(name, names) } else { None };
+        let diagnostic = diagnostic.at(place.clone(), "");
+        match best {
+            Some(best) => diagnostic.hint(format!("did you mean `{best}`?")),
+            None => diagnostic
+                .hint(format!("declare [{kind}.{name}], or if a package brings it, `requires = [\"package[…]\"]`")),
+        }
+    };
+    match graph.host {
+        Some(host) => {
+            let known = if kind == Kind::User { &host.users } else { &host.groups };
+            if !known.contains(name) {
+                let title = format!("the {kind} `{name}` is neither declared nor on the host");
+                out.push(missing(Diagnostic::error("account", title), Some(known)));
+            }
+        }
+        // Everybody knows these; the rest is said once for each name.
+        None if SYSTEM_ACCOUNTS.contains(&name) => {}
+        None => {
+            if warned.insert((kind, name)) {
+                let title = format!("the {kind} `{name}` is not declared; whether the host has it is not known here");
+                out.push(missing(Diagnostic::warning("account", title), None));
+            }
+        }
+    }
+}
+
+fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    for (i, declaration) in graph.active() {
+        match declaration.id.kind {
+            Kind::User => protected_account(graph, i, declaration, "uid", out),
+            Kind::Group => protected_account(graph, i, declaration, "gid", out),
+            Kind::Package if graph.is_absent(i) => protected_package(graph, declaration, out),
+            Kind::Service => protected_service(graph, i, declaration, out),
+            Kind::Package | Kind::File | Kind::Directory | Kind::Symlink => {}
+        }
+    }
+}
+
+fn protected_account(
+    graph: &Graph<'_, '_>,
+    i: usize,
+    declaration: &Declaration<'_>,
+    key: &'static str,
+    out: &mut Diagnostics,
+) {
+    let id = &declaration.id;
+    if graph.is_absent(i) && IRREMOVABLE_ACCOUNTS.contains(&id.name.as_str()) {
+        let title = format!("`{id}` belongs to the system and cannot be removed");
+        out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint("remove this resource"));
+        return;
+    }
+    if declaration.fields.boolean("system") == Some(true) {
+        return;
+    }
+    let number = declaration.fields.id(key);
+    let minimum = graph.host.map_or(DEFAULT_MIN, |host| if key == "uid" { host.uid_min } else { host.gid_min });
+    let (title, place) = match number {
+        Some((number, place)) if number < minimum => {
+            (format!("`{id}` has the {key} {number}, which is below {minimum}, the first of people's"), place)
+        }
+        Some(_) | None if SYSTEM_ACCOUNTS.contains(&id.name.as_str()) || id.name.starts_with("systemd-") => {
+            (format!("`{id}` is an account of the system"), declaration.name.clone())
+        }
+        Some(_) | None => return,
+    };
+    out.push(Diagnostic::error("protected", title).at(place, "").hint("if that is meant, add `system = true`"));
+}
+
+fn protected_package(graph: &Graph<'_, '_>, declaration: &Declaration<'_>, out: &mut Diagnostics) {
+    let id = &declaration.id;
+    let name = without_architecture(&id.name);
+    let title = if name == AGENT {
+        "the policy would remove the agent that carries it out".to_owned()
+    } else if ESSENTIAL_PACKAGES.contains(&name)
+        || graph
+            .host
+            .is_some_and(|host| host.essential_packages.contains(name) || host.essential_packages.contains(&id.name))
+    {
+        format!("`{id}` is essential to the host and cannot be removed")
+    } else {
+        return;
+    };
+    out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint("remove this resource"));
+}
+
+fn protected_service(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
+    let name = declaration.id.name.as_str();
+    let is_ours = name.strip_prefix(AGENT).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.', '@']));
+    if !is_ours || name.starts_with("rekindle-hub") {
+        return;
+    }
+    let Some(Desired::Service(desired)) = graph.lowered(i).map(|lowered| &lowered.desired) else { return };
+    let stops = match desired.state {
+        Some(service::RunState::Stopped | service::RunState::Masked) => true,
+        Some(service::RunState::Running) | None => desired.enabled == Some(service::Enablement::Disabled),
+    };
+    if stops {
+        out.push(
+            Diagnostic::error("protected", "the policy would stop the agent that carries it out")
+                .at(declaration.name.clone(), "")
+                .hint("to let the host be for a while, use `rekindle pause`"),
+        );
+    }
+}

@@ -1,0 +1,547 @@
+//! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::load::{Declaration, missing_file, resource_id};
+use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
+use crate::policy::schema::{self, Fields, Text};
+use crate::policy::template::Engine;
+use crate::resource::{
+    AbsPath, Desired, Ensure, GroupName, Kind, Mode, Notify, OnDrift, PackageName, Principal, ResourceId, UnitName,
+    UserName, directory, file, group, package, service, symlink, user,
+};
+
+/// One declaration with its own mistakes sorted out.
+#[derive(Debug)]
+pub(super) struct Lowered {
+    pub(super) desired: Desired,
+    /// What it explicitly needs, with where it says so.
+    pub(super) requires: Vec<(ResourceId, Place)>,
+    pub(super) notifies: Vec<(Notify, UnitName)>,
+    pub(super) on_drift: OnDrift,
+    pub(super) description: Option<String>,
+    pub(super) owner: Option<String>,
+    pub(super) tags: Vec<String>,
+}
+
+/// Gives a declaration its meaning. `None` after an error that was reported.
+pub(super) fn lower(
+    declaration: &Declaration<'_>,
+    files: &BTreeMap<String, Vec<u8>>,
+    engine: &mut Engine,
+    out: &mut Diagnostics,
+) -> Option<Lowered> {
+    let id = &declaration.id;
+    let fields = &declaration.fields;
+    let is_absent = is_absent(declaration, out);
+    let mut reader = Reader { id, name: &declaration.name, fields, files, engine, out };
+    // The common attributes come first, so that their mistakes are reported beside those of the kind.
+    let requires = reader.requires();
+    let notifies = reader.notifies();
+    let desired = match id.kind {
+        Kind::File => reader.file(is_absent),
+        Kind::Directory => reader.directory(is_absent),
+        Kind::Symlink => reader.symlink(is_absent),
+        Kind::User => reader.user(is_absent),
+        Kind::Group => reader.group(is_absent),
+        Kind::Package => reader.package(is_absent),
+        Kind::Service => reader.service(),
+    }?;
+    let owner = if matches!(id.kind, Kind::File | Kind::Directory) { None } else { fields.text("owner") };
+    let on_drift = match fields.text("on_drift").map(|word| word.text) {
+        Some("report") => OnDrift::Report,
+        Some("reimage") => OnDrift::Reimage,
+        Some(_) | None => OnDrift::Repair,
+    };
+    Some(Lowered {
+        desired,
+        requires,
+        notifies,
+        on_drift,
+        description: fields.text("description").map(|text| text.text.to_owned()),
+        owner: owner.map(|text| text.text.to_owned()),
+        tags: fields.texts("tags").unwrap_or_default().iter().map(|text| text.text.to_owned()).collect(),
+    })
+}
+
+/// Whether the resource is to be gone; reports attributes that then mean nothing.
+fn is_absent(declaration: &Declaration<'_>, out: &mut Diagnostics) -> bool {
+    let Declaration { id, fields, .. } = declaration;
+    let Some(state) = fields.text("state").filter(|state| state.text == "absent") else { return false };
+    for field in fields.iter() {
+        if !schema::is_common(id.kind, field.name) && !schema::WITH_ABSENT.contains(&field.name) {
+            out.push(
+                Diagnostic::error("absent", format!("`{id}` is to be absent and has `{}`", field.name))
+                    .at(fields.place(field.key.clone()), "means nothing for what is not there")
+                    .also(state.place.clone(), "absent")
+                    .hint(format!("remove `{}`, or the `state`", field.name)),
+            );
+        }
+    }
+    true
+}
+
+struct Reader<'a, 'v> {
+    id: &'a ResourceId,
+    name: &'a Place,
+    fields: &'a Fields<'v>,
+    files: &'a BTreeMap<String, Vec<u8>>,
+    engine: &'a mut Engine,
+    out: &'a mut Diagnostics,
+}
+
+impl<'v> Reader<'_, 'v> {
+    fn refuse(&mut self, code: &'static str, title: String, at: &Place, expected: &str) {
+        self.out.push(Diagnostic::error(code, title).at(at.clone(), "").expected(expected));
+    }
+
+    fn requires(&mut self) -> Vec<(ResourceId, Place)> {
+        let mut requires = Vec::new();
+        for text in self.fields.texts("requires").unwrap_or_default() {
+            match text.text.parse::<ResourceId>() {
+                Ok(id) => {
+                    if let Some(id) = resource_id(id.kind, &id.name, &text.place, self.out) {
+                        requires.push((id, text.place));
+                    }
+                }
+                Err(_) => self.refuse(
+                    "reference",
+                    format!("`{}` is not a resource", text.text),
+                    &text.place,
+                    "`kind[name]`, with kind one of file, directory, symlink, user, group, package, service",
+                ),
+            }
+        }
+        requires
+    }
+
+    /// A restart includes what a reload does, so a service named in both is restarted.
+    fn notifies(&mut self) -> Vec<(Notify, UnitName)> {
+        let mut notifies: Vec<(Notify, UnitName)> = Vec::new();
+        for (name, notify) in [("restarts", Notify::Restart), ("reloads", Notify::Reload)] {
+            for text in self.fields.texts(name).unwrap_or_default() {
+                match UnitName::with_default_suffix(text.text) {
+                    Ok(unit) if notifies.iter().any(|(_, known)| *known == unit) => {}
+                    Ok(unit) => notifies.push((notify, unit)),
+                    Err(error) => {
+                        self.refuse("name", error.to_string(), &text.place, "the name of a systemd unit");
+                    }
+                }
+            }
+        }
+        notifies
+    }
+
+    /// The resource's own name as a path. It was checked when it was declared.
+    fn path(&mut self) -> Option<AbsPath> {
+        AbsPath::new(&self.id.name).ok()
+    }
+
+    fn path_in(&mut self, name: &str) -> Result<Option<AbsPath>, Reported> {
+        let Some(text) = self.fields.text(name) else { return Ok(None) };
+        match AbsPath::new(text.text) {
+            Ok(path) => Ok(Some(path)),
+            Err(error) => {
+                self.refuse(
+                    "path",
+                    error.to_string(),
+                    &text.place,
+                    "an absolute path without `.`, `..` or a trailing slash",
+                );
+                Err(Reported)
+            }
+        }
+    }
+
+    fn mode(&mut self, default: u32) -> Result<Mode, Reported> {
+        let Some(text) = self.fields.text("mode") else { return Ok(Mode::from_bits(default)) };
+        Mode::parse(text.text).map_err(|_| {
+            let title = format!("`{}` is not a mode", text.text);
+            self.refuse("mode", title, &text.place, "four octal digits, such as \"0644\"");
+            Reported
+        })
+    }
+
+    /// A user or group by name or id. Unlike names to be created, any name that a host could have will do.
+    fn principal(&mut self, name: &str) -> Result<Option<Principal>, Reported> {
+        if let Some((id, _)) = self.fields.id(name) {
+            return Ok(Some(Principal::Id(id)));
+        }
+        let Some(text) = self.fields.text(name) else { return Ok(None) };
+        let is_bad = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ':' | ',' | '/');
+        if text.text.is_empty() || text.text.len() > 256 || text.text.contains(is_bad) {
+            let title = format!("`{}` is not the name of an account", text.text);
+            self.refuse("name", title, &text.place, "a name, or a number without quotes");
+            return Err(Reported);
+        }
+        if text.text.bytes().all(|b| b.is_ascii_digit()) {
+            self.out.push(
+                Diagnostic::error("name", format!("`{}` is a number in quotes", text.text))
+                    .at(text.place, "")
+                    .expected("a name, or a number without quotes")
+                    .hint("remove the quotes")
+                    .replacement(text.text),
+            );
+            return Err(Reported);
+        }
+        Ok(Some(Principal::Name(text.text.to_owned())))
+    }
+
+    fn file(&mut self, is_absent: bool) -> Option<Desired> {
+        let path = self.path()?;
+        if is_absent {
+            return Some(Desired::File(file::Desired { path, ensure: Ensure::Absent }));
+        }
+        let owner = self.principal("owner");
+        let group = self.principal("group");
+        let mode = self.mode(0o644);
+        let content = self.content();
+        let spec = file::Spec {
+            content: content.ok()?,
+            owner: owner.ok()?.unwrap_or(Principal::Agent),
+            group: group.ok()?.unwrap_or(Principal::Agent),
+            mode: mode.ok()?,
+        };
+        Some(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
+    }
+
+    fn content(&mut self) -> Result<Arc<[u8]>, Reported> {
+        let given: Vec<_> =
+            ["content", "source", "template"].into_iter().filter_map(|name| self.fields.get(name)).collect();
+        let (first, second) = (given.first().copied(), given.get(1).copied());
+        let (Some(first), None) = (first, second) else {
+            let expected = "exactly one of `content`, `source` and `template`";
+            self.out.push(match (first, second) {
+                (Some(first), Some(second)) => Diagnostic::error("content", format!("`{}` has two contents", self.id))
+                    .at(self.fields.place(second.key.clone()), "and another")
+                    .also(self.fields.place(first.key.clone()), "one content")
+                    .expected(expected),
+                _ => Diagnostic::error("content", format!("`{}` has no content", self.id))
+                    .at(self.name.clone(), "")
+                    .expected(expected)
+                    .hint("for an empty file write `content = \"\"`"),
+            });
+            return Err(Reported);
+        };
+        let Some(text) = self.fields.text(first.name) else { return Err(Reported) };
+        match first.name {
+            "content" => Ok(text.text.as_bytes().into()),
+            "source" => self.policy_file(&text, "source").map(Arc::from),
+            _ => {
+                self.policy_file(&text, "template")?;
+                let rendered = self.engine.render(&text).map_err(|diagnostic| {
+                    self.out.push(diagnostic);
+                    Reported
+                })?;
+                if rendered.is_empty() {
+                    let title = format!("the template `{}` renders to nothing", text.text);
+                    self.out.push(
+                        Diagnostic::warning("empty", title)
+                            .at(text.place, format!("`{}` would be empty", self.id))
+                            .hint("for an empty file write `content = \"\"`"),
+                    );
+                }
+                Ok(rendered)
+            }
+        }
+    }
+
+    fn policy_file(&mut self, text: &Text<'v>, what: &str) -> Result<&[u8], Reported> {
+        match self.files.get(text.text) {
+            Some(bytes) => Ok(bytes),
+            None => {
+                self.out.push(missing_file(self.files, text.text, text.place.clone(), what));
+                Err(Reported)
+            }
+        }
+    }
+
+    fn directory(&mut self, is_absent: bool) -> Option<Desired> {
+        let path = self.path()?;
+        if is_absent {
+            return Some(Desired::Directory(directory::Desired { path, ensure: Ensure::Absent }));
+        }
+        let owner = self.principal("owner");
+        let group = self.principal("group");
+        let mode = self.mode(0o755);
+        let spec = directory::Spec {
+            owner: owner.ok()?.unwrap_or(Principal::Agent),
+            group: group.ok()?.unwrap_or(Principal::Agent),
+            mode: mode.ok()?,
+        };
+        Some(Desired::Directory(directory::Desired { path, ensure: Ensure::Present(spec) }))
+    }
+
+    fn symlink(&mut self, is_absent: bool) -> Option<Desired> {
+        let path = self.path()?;
+        if is_absent {
+            return Some(Desired::Symlink(symlink::Desired { path, ensure: Ensure::Absent }));
+        }
+        const EXPECTED: &str = "`target`, 1 to 4095 bytes without control characters";
+        let Some(target) = self.fields.text("target") else {
+            // A target of a wrong type was reported already; then this is one mistake shown twice, which is rare.
+            self.refuse("missing-key", format!("`{}` has no `target`", self.id), &self.name.clone(), EXPECTED);
+            return None;
+        };
+        if target.text.is_empty() || target.text.len() > 4095 || target.text.chars().any(char::is_control) {
+            self.refuse("value", format!("the target of `{}` cannot be used", self.id), &target.place, EXPECTED);
+            return None;
+        }
+        Some(Desired::Symlink(symlink::Desired { path, ensure: Ensure::Present(target.text.to_owned()) }))
+    }
+
+    fn group(&mut self, is_absent: bool) -> Option<Desired> {
+        let name = GroupName::new(&self.id.name).ok()?;
+        let spec = group::Spec {
+            gid: self.fields.id("gid").map(|(gid, _)| gid),
+            system: self.fields.boolean("system").unwrap_or(false),
+        };
+        let ensure = if is_absent { Ensure::Absent } else { Ensure::Present(spec) };
+        Some(Desired::Group(group::Desired { name, ensure }))
+    }
+
+    fn user(&mut self, is_absent: bool) -> Option<Desired> {
+        let name = UserName::new(&self.id.name).ok()?;
+        if is_absent {
+            return Some(Desired::User(user::Desired { name, ensure: Ensure::Absent }));
+        }
+        let group = self.principal("group");
+        let groups = self.groups();
+        let shell = self.path_in("shell");
+        let home = self.path_in("home");
+        let comment = self.comment();
+        let password = self.password();
+        let authorized_keys = self.authorized_keys();
+        let exactly = self.fields.boolean("groups_exact").unwrap_or(false);
+        let spec = user::Spec {
+            uid: self.fields.id("uid").map(|(uid, _)| uid),
+            group: group.ok()?,
+            groups: groups.ok()?,
+            membership: if exactly { user::Membership::Exactly } else { user::Membership::AtLeast },
+            shell: shell.ok()?,
+            home: home.ok()?,
+            comment: comment.ok()?,
+            password: password.ok()?,
+            authorized_keys: authorized_keys.ok()?,
+            system: self.fields.boolean("system").unwrap_or(false),
+        };
+        Some(Desired::User(user::Desired { name, ensure: Ensure::Present(spec) }))
+    }
+
+    fn groups(&mut self) -> Result<Vec<GroupName>, Reported> {
+        let mut groups = Vec::new();
+        let mut result = Ok(());
+        for text in self.fields.texts("groups").unwrap_or_default() {
+            match GroupName::new(text.text) {
+                Ok(group) if groups.contains(&group) => {}
+                Ok(group) => groups.push(group),
+                Err(error) => {
+                    self.refuse("name", error.to_string(), &text.place, "the name of a group");
+                    result = Err(Reported);
+                }
+            }
+        }
+        result.map(|()| groups)
+    }
+
+    fn comment(&mut self) -> Result<Option<String>, Reported> {
+        let Some(text) = self.fields.text("comment") else { return Ok(None) };
+        if text.text.len() > 256 || text.text.contains(|c: char| c == ':' || c.is_control()) {
+            let expected = "at most 256 bytes without `:` and control characters";
+            self.refuse("value", "the comment cannot stand in /etc/passwd".to_owned(), &text.place, expected);
+            return Err(Reported);
+        }
+        Ok(Some(text.text.to_owned()))
+    }
+
+    fn password(&mut self) -> Result<Option<user::Password>, Reported> {
+        let Some(field) = self.fields.get("password") else { return Ok(None) };
+        let key = self.fields.place(field.key.clone());
+        let Some(table) = field.value.get_ref().as_table() else { return Err(Reported) };
+        let locked = table.get("locked").and_then(|value| value.get_ref().as_bool());
+        let hash = table.get("hash").and_then(|value| value.get_ref().as_str());
+        match (locked, hash) {
+            (Some(true), None) => Ok(Some(user::Password::Locked)),
+            (None, Some(hash)) if is_crypt_hash(hash) => Ok(Some(user::Password::Hash(hash.to_owned()))),
+            (None, Some(_)) => {
+                let title = format!("the password of `{}` is not a crypt(3) hash", self.id);
+                self.out.push(
+                    // The line is not drawn: it may hold the password itself, and this text goes to logs and alerts.
+                    Diagnostic::error("password", title)
+                        .at(key, "")
+                        .secret()
+                        .expected("a hash such as `$y$…`, never the password itself")
+                        .hint("make one with `mkpasswd` or `openssl passwd -6`, and change this password: it has been in the policy"),
+                );
+                Err(Reported)
+            }
+            (Some(_), _) | (None, None) => {
+                let title = format!("the password of `{}` is neither locked nor a hash", self.id);
+                self.out.push(
+                    Diagnostic::error("password", title)
+                        .at(key, "")
+                        .secret()
+                        .expected("`{ locked = true }` or `{ hash = \"$y$…\" }`"),
+                );
+                Err(Reported)
+            }
+        }
+    }
+
+    fn authorized_keys(&mut self) -> Result<Option<user::AuthorizedKeys>, Reported> {
+        let exact = self.fields.boolean("authorized_keys_exact").unwrap_or(false);
+        let Some(texts) = self.fields.texts("authorized_keys") else {
+            if exact {
+                let title = format!("`{}` has `authorized_keys_exact` and no `authorized_keys`", self.id);
+                self.out.push(
+                    Diagnostic::error("missing-key", title)
+                        .at(self.name.clone(), "")
+                        .hint("to allow no key at all write `authorized_keys = []`"),
+                );
+                return Err(Reported);
+            }
+            return Ok(None);
+        };
+        let mut keys: Vec<String> = Vec::new();
+        let mut result = Ok(());
+        for text in texts {
+            match check_authorized_key(text.text) {
+                Ok(()) if keys.iter().any(|known| known == text.text) => {}
+                Ok(()) => keys.push(text.text.to_owned()),
+                Err(why) => {
+                    let expected = "a line such as `ssh-ed25519 AAAA… name`, options before it allowed";
+                    self.refuse("authorized-key", format!("this is not a public key: {why}"), &text.place, expected);
+                    result = Err(Reported);
+                }
+            }
+        }
+        result.map(|()| Some(user::AuthorizedKeys { keys, exact }))
+    }
+
+    fn package(&mut self, is_absent: bool) -> Option<Desired> {
+        let name = PackageName::new(&self.id.name).ok()?;
+        if is_absent {
+            return Some(Desired::Package(package::Desired { name, ensure: Ensure::Absent }));
+        }
+        let version = match self.fields.text("version") {
+            None => package::Version::Any,
+            Some(text) => {
+                let is_allowed =
+                    |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-' | b':' | b'~' | b'^' | b'_');
+                let starts = text.text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+                if !starts || !text.text.bytes().all(is_allowed) {
+                    let mut diagnostic = Diagnostic::error("value", format!("`{}` is not a version", text.text))
+                        .at(text.place, "")
+                        .expected("the whole version as the package manager prints it, such as \"1.22.1-9\"");
+                    if text.text.contains('*') {
+                        diagnostic = diagnostic.hint("this version of rekindle does not support patterns yet");
+                    }
+                    self.out.push(diagnostic);
+                    return None;
+                }
+                package::Version::Exact(text.text.to_owned())
+            }
+        };
+        Some(Desired::Package(package::Desired { name, ensure: Ensure::Present(version) }))
+    }
+
+    fn service(&mut self) -> Option<Desired> {
+        let unit = UnitName::with_default_suffix(&self.id.name).ok()?;
+        let enabled = self
+            .fields
+            .boolean("enabled")
+            .map(|enabled| if enabled { service::Enablement::Enabled } else { service::Enablement::Disabled });
+        let state = match self.fields.text("state").map(|word| word.text) {
+            Some("running") => Some(service::RunState::Running),
+            Some("stopped") => Some(service::RunState::Stopped),
+            Some("masked") => Some(service::RunState::Masked),
+            Some(_) | None => None,
+        };
+        if let (Some(service::Enablement::Enabled), Some(service::RunState::Masked)) = (enabled, state) {
+            let (enabled, state) = (self.fields.get("enabled")?, self.fields.get("state")?);
+            self.out.push(
+                Diagnostic::error("contradiction", format!("`{}` is to be both enabled and masked", self.id))
+                    .at(self.fields.place(state.value.span()), "masked units cannot be enabled")
+                    .also(self.fields.place(enabled.value.span()), "enabled")
+                    .hint("remove one of the two"),
+            );
+            return None;
+        }
+        if enabled.is_none() && state.is_none() {
+            self.out.push(
+                Diagnostic::warning("no-effect", format!("`{}` says neither `enabled` nor `state`", self.id))
+                    .at(self.name.clone(), "nothing is looked at")
+                    .hint("add `state = \"running\"` and `enabled = true`"),
+            );
+        }
+        Some(Desired::Service(service::Desired { unit, enabled, state }))
+    }
+}
+
+/// The mistake is already among the diagnostics.
+#[derive(Debug, Clone, Copy)]
+struct Reported;
+
+/// Whether a text is a modular crypt(3) hash: `$id$…$hash`, so that a clear password is not taken for one.
+/// The old DES form is refused: it has no mark that tells it from a word.
+fn is_crypt_hash(text: &str) -> bool {
+    let mut parts = text.split('$');
+    let is_body = |part: &str| {
+        part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b',' | b'=' | b'-' | b'_'))
+    };
+    let (Some(""), Some(id)) = (parts.next(), parts.next()) else { return false };
+    let rest: Vec<&str> = parts.collect();
+    let Some((hash, parameters)) = rest.split_last() else { return false };
+    let least = match id {
+        "1" => 22,
+        "5" => 43,
+        "6" => 86,
+        "y" | "gy" | "7" => 43,
+        // bcrypt has salt and hash in one part.
+        "2a" | "2b" | "2y" => 53,
+        _ => return false,
+    };
+    text.len() <= 512 && !parameters.is_empty() && hash.len() >= least && rest.iter().all(|part| is_body(part))
+}
+
+const KEY_TYPES: [&str; 7] = [
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+];
+
+/// Checks a line of authorized_keys: options, key type, a key that itself is of that type, a comment.
+fn check_authorized_key(line: &str) -> Result<(), &'static str> {
+    if line.len() > 16 * 1024 {
+        return Err("the line is too long");
+    }
+    if line.chars().any(char::is_control) {
+        return Err("it has a line break or another control character");
+    }
+    let mut words = Vec::new();
+    let mut quoted = false;
+    for word in line.split(' ') {
+        // Options may hold blanks inside quotes: only what stands outside counts as a word.
+        if !quoted && !word.is_empty() {
+            words.push(word);
+        }
+        quoted ^= word.replace("\\\"", "").bytes().filter(|b| *b == b'"').count() % 2 == 1;
+    }
+    let at = words.iter().take(2).position(|word| KEY_TYPES.contains(word)).ok_or("no known key type")?;
+    let (Some(key_type), Some(key)) = (words.get(at), words.get(at + 1)) else { return Err("the key is missing") };
+    let blob = STANDARD.decode(key).map_err(|_| "the key is not base64")?;
+    let length = u32::try_from(key_type.len()).unwrap_or(u32::MAX).to_be_bytes();
+    match blob.strip_prefix(&length).and_then(|rest| rest.strip_prefix(key_type.as_bytes())) {
+        Some(rest) if rest.len() >= 32 => Ok(()),
+        Some(_) => Err("the key is cut short"),
+        None => Err("the key itself is of another type"),
+    }
+}

@@ -1,0 +1,100 @@
+//! Verified bytes, facts and roles to [`DesiredState`]: names resolved, everything contradictory refused, in one run.
+//!
+//! A pure function: the same inputs give the same state in the same order. It never looks at the host; what the host has
+//! comes in as a [`HostView`]. Nothing here is quadratic in the number of resources.
+//!
+//! # Language rules decided here
+//!
+//! - Files: `policy.toml`, then what it includes, depth first; a file included twice counts once. Included files that do not
+//!   count on this host are still checked for syntax, keys and types.
+//! - `[policy]` and `[vars]` stand in policy.toml alone. A table in `[vars]` holds the overrides of the role of that name; with
+//!   several roles the later one in the host's list wins.
+//! - In `file` and `directory`, `owner` is the owner on disk; elsewhere it says who answers for the resource.
+//! - A resource whose `when` is false does not exist here, and a reference to it is an error.
+//!
+//! # Automatic edges
+//!
+//! Each yields to an explicit `requires` in the other direction.
+//!
+//! - a path: its nearest declared ancestor directory, its owner, its group, and a declared package whose own directory it is
+//!   in (`/etc/NAME`, `/etc/default/NAME`, `/usr/share/NAME`, `/usr/lib/NAME`, `/var/lib/NAME`, `/var/log/NAME`, `/opt/NAME`)
+//! - a user: its declared groups
+//! - a service: the package of its name, and everything that restarts or reloads it
+//! - removals the other way round: a directory after what is removed from it, a group after the user of its name,
+//!   a package after its service is stopped
+
+mod check;
+mod load;
+mod lower;
+mod order;
+
+use super::DesiredState;
+use super::diagnostic::{Diagnostic, Diagnostics};
+use super::facts::{Facts, HostView};
+use super::template::Engine;
+use super::trust::Verified;
+use crate::resource::Resource;
+
+/// What a policy is compiled for.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Facts of the host.
+    pub facts: &'a Facts,
+    /// Roles of the host, in the order of its configuration.
+    pub roles: &'a [String],
+    /// What the host has; `None` for a host that is not there, whose accounts and packages are then not judged.
+    pub host: Option<&'a HostView>,
+}
+
+/// A compiled policy.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// What should be.
+    pub state: DesiredState,
+    /// What somebody should look at.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Compiles a policy for a host, or says everything that is wrong with it.
+pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Diagnostics> {
+    let mut out = Diagnostics::default();
+    let documents = load::parse(verified.files(), &mut out);
+    let vars = load::variables(&documents, inputs.roles, &mut out);
+    let mut engine = Engine::new(verified.shared_files(), inputs.facts, inputs.roles, vars);
+    let loaded = load::declarations(&documents, &mut engine, &mut out);
+
+    let mut resources = Vec::with_capacity(loaded.active.len());
+    for declaration in &loaded.active {
+        resources.push(lower::lower(declaration, verified.files(), &mut engine, &mut out));
+    }
+    let graph = check::Graph::new(&loaded, &resources, inputs.host);
+    check::check(&graph, &mut out);
+    let edges = order::edges(&graph, &mut out);
+    let order = order::sort(&graph, &edges, &mut out);
+    if out.has_errors() {
+        return Err(out);
+    }
+
+    let mut sorted: Vec<Resource> = Vec::with_capacity(order.len());
+    let mut slots: Vec<Option<lower::Lowered>> = resources.into_iter().collect();
+    for i in order {
+        // Without errors every declaration was lowered, and the order names each once.
+        let (Some(lowered), Some(declaration)) = (slots.get_mut(i).and_then(Option::take), loaded.active.get(i)) else {
+            continue;
+        };
+        let requires = edges.requires(i).filter_map(|j| loaded.active.get(j)).map(|d| d.id.clone()).collect();
+        sorted.push(Resource {
+            id: declaration.id.clone(),
+            desired: lowered.desired,
+            requires,
+            notifies: lowered.notifies,
+            on_drift: lowered.on_drift,
+            description: lowered.description,
+            owner: lowered.owner,
+            tags: lowered.tags,
+            source: declaration.name.location(),
+        });
+    }
+    let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted);
+    Ok(Compiled { state, warnings: out.into_vec() })
+}

@@ -1,0 +1,295 @@
+//! Edges between resources, explicit and automatic, and an order in which requirements come first.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::check::Graph;
+use super::load::service_name;
+use crate::policy::diagnostic::{Diagnostic, Diagnostics};
+use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, service, user};
+
+/// For each resource what it requires, without duplicates, and why.
+#[derive(Debug)]
+pub(super) struct Edges(Vec<Vec<(usize, Reason)>>);
+
+/// Where an edge comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// Written in `requires`.
+    Declared,
+    /// Follows from what the resources are; in words, "because …".
+    Automatic(&'static str),
+}
+
+impl Edges {
+    /// What a resource requires.
+    pub(super) fn requires(&self, i: usize) -> impl Iterator<Item = usize> {
+        self.0.get(i).into_iter().flatten().map(|(target, _)| *target)
+    }
+
+    fn of(&self, i: usize) -> &[(usize, Reason)] {
+        self.0.get(i).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Directories that a package of their name owns, by convention.
+const PACKAGE_PARENTS: [&str; 7] = ["/etc", "/etc/default", "/usr/share", "/usr/lib", "/var/lib", "/var/log", "/opt"];
+
+/// Collects every edge. References to what does not exist were reported by [`super::check`].
+pub(super) fn edges(graph: &Graph<'_, '_>, out: &mut Diagnostics) -> Edges {
+    let n = graph.len();
+    let mut builder = Builder { lists: vec![Vec::new(); n], declared: HashSet::new(), known: HashSet::new() };
+    for i in 0..n {
+        let (Some(declaration), Some(lowered)) = (graph.declaration(i), graph.lowered(i)) else { continue };
+        for (target, place) in &lowered.requires {
+            let Some(target) = graph.find(target) else { continue };
+            if target == i {
+                out.push(
+                    Diagnostic::error("cycle", format!("`{}` requires itself", declaration.id))
+                        .at(place.clone(), "")
+                        .hint("remove it from `requires`"),
+                );
+                continue;
+            }
+            builder.declared.insert((i, target));
+            builder.known.insert((i, target));
+            if let Some(list) = builder.lists.get_mut(i) {
+                list.push((target, Reason::Declared));
+            }
+        }
+    }
+    for i in 0..n {
+        automatic(graph, i, &mut builder);
+    }
+    Edges(builder.lists)
+}
+
+struct Builder {
+    lists: Vec<Vec<(usize, Reason)>>,
+    declared: HashSet<(usize, usize)>,
+    known: HashSet<(usize, usize)>,
+}
+
+impl Builder {
+    /// Makes `from` wait for `to`, unless the policy says the opposite or it is the same resource.
+    fn automatic(&mut self, from: usize, to: Option<usize>, why: &'static str) {
+        let Some(to) = to.filter(|to| *to != from) else { return };
+        if self.declared.contains(&(to, from)) || !self.known.insert((from, to)) {
+            return;
+        }
+        if let Some(list) = self.lists.get_mut(from) {
+            list.push((to, Reason::Automatic(why)));
+        }
+    }
+}
+
+fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
+    let Some(lowered) = graph.lowered(i) else { return };
+    for (_, unit) in &lowered.notifies {
+        let service = graph.find(&ResourceId::new(Kind::Service, service_name(unit)));
+        // A service that is owed something by another service's change is no earlier than it either.
+        if let Some(service) = service {
+            builder.automatic(service, Some(i), "it restarts or reloads the service");
+        }
+    }
+    match &lowered.desired {
+        Desired::File(file) => {
+            let owners = match &file.ensure {
+                Ensure::Present(spec) => Some((&spec.owner, &spec.group)),
+                Ensure::Absent => None,
+            };
+            path(graph, i, owners, builder);
+        }
+        Desired::Directory(directory) => {
+            let owners = match &directory.ensure {
+                Ensure::Present(spec) => Some((&spec.owner, &spec.group)),
+                Ensure::Absent => None,
+            };
+            path(graph, i, owners, builder);
+        }
+        Desired::Symlink(_) => path(graph, i, None, builder),
+        Desired::User(user) => {
+            if let Ensure::Present(spec) = &user.ensure {
+                user_groups(graph, i, user.name.as_str(), spec, builder);
+            }
+        }
+        Desired::Group(group) => {
+            if group.ensure == Ensure::Absent {
+                // groupdel refuses the primary group of a user that is still there.
+                let user = graph.find(&ResourceId::new(Kind::User, group.name.as_str()));
+                builder.automatic(i, user.filter(|user| graph.is_absent(*user)), "the user leaves before its group");
+            }
+        }
+        Desired::Package(package) => {
+            if package.ensure == Ensure::Absent {
+                let name = package.name.as_str().split(':').next().unwrap_or_default();
+                let service = graph.find(&ResourceId::new(Kind::Service, name));
+                let stops = service.filter(|service| stops(graph, *service));
+                builder.automatic(i, stops, "the service stops before its package goes");
+            }
+        }
+        Desired::Service(service) => {
+            let name = service_name(&service.unit);
+            let package = graph.package(name.split(['@', '.']).next().unwrap_or_default());
+            builder.automatic(
+                i,
+                package.filter(|package| !graph.is_absent(*package)),
+                "the package brings the service",
+            );
+        }
+    }
+}
+
+fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
+    match graph.lowered(i).map(|lowered| &lowered.desired) {
+        Some(Desired::Service(service)) => match service.state {
+            Some(service::RunState::Stopped | service::RunState::Masked) => true,
+            Some(service::RunState::Running) | None => false,
+        },
+        Some(
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::Symlink(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Package(_),
+        )
+        | None => false,
+    }
+}
+
+fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<(&Principal, &Principal)>, builder: &mut Builder) {
+    let Some(declaration) = graph.declaration(i) else { return };
+    let name = declaration.id.name.as_str();
+    if let Some(parent) = graph.nearest_ancestor(name) {
+        let is_directory = graph.declaration(parent).is_some_and(|parent| parent.id.kind == Kind::Directory);
+        if is_directory && graph.is_absent(parent) {
+            // Only an empty directory is removed: what is removed from it goes first.
+            builder.automatic(parent, Some(i), "the directory is removed after what is in it");
+        } else if is_directory && !graph.is_absent(i) {
+            builder.automatic(i, Some(parent), "the directory is above it");
+        }
+    }
+    let Some((owner, group)) = owners else { return };
+    if let Principal::Name(owner) = owner {
+        builder.automatic(i, graph.find(&ResourceId::new(Kind::User, owner.as_str())), "the user owns it");
+    }
+    if let Principal::Name(group) = group {
+        builder.automatic(i, graph.group_provider(group), "the group owns it");
+    }
+    for prefix in PACKAGE_PARENTS {
+        let rest = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
+        if let Some(first) = rest.and_then(|rest| rest.split('/').next()) {
+            let package = graph.package(first).filter(|package| !graph.is_absent(*package));
+            builder.automatic(i, package, "the package owns the directory");
+        }
+    }
+}
+
+fn user_groups(graph: &Graph<'_, '_>, i: usize, name: &str, spec: &user::Spec, builder: &mut Builder) {
+    let present =
+        |group: &str| graph.find(&ResourceId::new(Kind::Group, group)).filter(|group| !graph.is_absent(*group));
+    let primary = match &spec.group {
+        Some(Principal::Name(group)) => present(group),
+        Some(Principal::Id(gid)) => graph.group_with_gid(*gid),
+        Some(Principal::Agent) | None => present(name),
+    };
+    builder.automatic(i, primary, "it is the user's primary group");
+    for group in &spec.groups {
+        builder.automatic(i, present(group.as_str()), "the user is in the group");
+    }
+}
+
+/// An order in which requirements come first, as near to the policy's own as that allows. Reports every cycle that it meets.
+///
+/// A depth-first walk in the order of the policy: linear, and deterministic. It keeps its own stack, because a policy may
+/// chain more resources than the thread's stack would bear.
+pub(super) fn sort(graph: &Graph<'_, '_>, edges: &Edges, out: &mut Diagnostics) -> Vec<usize> {
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Mark {
+        New,
+        Open,
+        Done,
+    }
+    let n = graph.len();
+    let mut marks = vec![Mark::New; n];
+    let mut order = Vec::with_capacity(n);
+    for start in 0..n {
+        // The resource, and how many of its edges were followed.
+        let mut stack: Vec<(usize, usize)> = vec![(start, 0)];
+        while let Some((node, followed)) = stack.pop() {
+            match (marks.get(node), followed) {
+                (Some(Mark::New), 0) | (Some(Mark::Open), 1..) => {}
+                (Some(Mark::New | Mark::Open | Mark::Done) | None, _) => continue,
+            }
+            if let Some(mark) = marks.get_mut(node) {
+                *mark = Mark::Open;
+            }
+            let Some((target, _)) = edges.of(node).get(followed) else {
+                if let Some(mark) = marks.get_mut(node) {
+                    *mark = Mark::Done;
+                }
+                order.push(node);
+                continue;
+            };
+            stack.push((node, followed + 1));
+            match marks.get(*target) {
+                Some(Mark::New) => stack.push((*target, 0)),
+                Some(Mark::Open) => {
+                    let open: Vec<usize> = stack.iter().map(|(node, _)| *node).collect();
+                    let cycle = open.iter().position(|node| node == target).and_then(|at| open.get(at..));
+                    report_cycle(graph, edges, cycle.unwrap_or_default(), out);
+                }
+                Some(Mark::Done) | None => {}
+            }
+        }
+    }
+    order
+}
+
+fn report_cycle(graph: &Graph<'_, '_>, edges: &Edges, cycle: &[usize], out: &mut Diagnostics) {
+    /// More links than a person can follow.
+    const MAX_SHOWN: usize = 20;
+    let Some(first) = cycle.first().and_then(|i| graph.declaration(*i)) else { return };
+    let names: Vec<String> = cycle
+        .iter()
+        .chain(cycle.first())
+        .filter_map(|i| graph.declaration(*i))
+        .map(|d| format!("`{}`", d.id))
+        .collect();
+    let shown = if names.len() > MAX_SHOWN {
+        let head = names.get(..MAX_SHOWN).unwrap_or_default().join(" → ");
+        format!("{head} → … ({} resources)", cycle.len())
+    } else {
+        names.join(" → ")
+    };
+    let mut diagnostic = Diagnostic::error("cycle", format!("resources require each other: {shown}"));
+    let mut labels: BTreeMap<usize, String> = BTreeMap::new();
+    let mut is_all_automatic = true;
+    for (at, node) in cycle.iter().enumerate().take(MAX_SHOWN) {
+        let target = cycle.get((at + 1) % cycle.len().max(1)).copied();
+        let reason = edges.of(*node).iter().find(|(to, _)| Some(*to) == target).map(|(_, reason)| *reason);
+        let name = target.and_then(|to| graph.declaration(to)).map(|d| d.id.to_string()).unwrap_or_default();
+        labels.insert(
+            at,
+            match reason {
+                Some(Reason::Automatic(why)) => format!("comes after `{name}`: {why}"),
+                Some(Reason::Declared) | None => {
+                    is_all_automatic = false;
+                    format!("requires `{name}`")
+                }
+            },
+        );
+    }
+    for (at, node) in cycle.iter().enumerate().take(MAX_SHOWN) {
+        let Some(declaration) = graph.declaration(*node) else { continue };
+        let label = labels.remove(&at).unwrap_or_default();
+        diagnostic = if at == 0 {
+            diagnostic.at(first.name.clone(), label)
+        } else {
+            diagnostic.also(declaration.name.clone(), label)
+        };
+    }
+    let hint =
+        if is_all_automatic { "write one `requires` in the direction that you mean" } else { "remove one `requires`" };
+    out.push(diagnostic.hint(hint));
+}

@@ -1,0 +1,4 @@
+//! Tests of the policy language: what is read, who is trusted, what is refused, and what comes out.
+
+mod compile;
+mod support;
