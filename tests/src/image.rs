@@ -19,6 +19,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "passwd",
     "procps",
+    "rpm",
     "sudo",
     "systemd",
     "systemd-sysv",
