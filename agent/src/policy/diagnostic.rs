@@ -297,7 +297,8 @@ impl fmt::Display for Diagnostic {
             write!(f, "{}: ", primary.place)?;
         }
         write!(f, "{}[{}]: {}", self.severity.as_str(), self.code, self.title)?;
-        if let Some(expected) = &self.expected {
+        // With a replacement at hand the hint says enough for one line.
+        if let Some(expected) = self.expected.as_ref().filter(|_| self.replacement.is_none()) {
             write!(f, "; expected {expected}")?;
         }
         if let Some(hint) = &self.hint {

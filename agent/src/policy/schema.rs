@@ -255,6 +255,8 @@ pub(super) struct Field<'v> {
 pub(super) struct Fields<'v> {
     pub(super) source: Arc<Source>,
     list: Vec<Field<'v>>,
+    /// Whether keys were left out because of errors, so that a missing key must not be reported again.
+    pub(super) is_damaged: bool,
 }
 
 /// A text of the policy and where it stands.
@@ -376,7 +378,7 @@ pub(super) fn read_include<'v>(
                 let fields = read_table(source, "include", table, INCLUDE.iter(), out);
                 match fields.text("path") {
                     Some(path) => includes.push(Include { path, when: fields.text("when") }),
-                    None if fields.get("path").is_none() && !table.contains_key("path") => out.push(
+                    None if !fields.is_damaged => out.push(
                         Diagnostic::error("missing-key", "an entry of `include` has no `path`")
                             .at(Place::new(source, item.span()), "here")
                             .expected(EXPECTED),
@@ -402,19 +404,23 @@ fn read_table<'v>(
     out: &mut Diagnostics,
 ) -> Fields<'v> {
     let mut list = Vec::with_capacity(table.len());
+    let mut is_damaged = false;
     for (key, value) in table.iter() {
         let name: &str = key.get_ref();
         let Some(attribute) = attributes.clone().find(|attribute| attribute.name == name) else {
             let diagnostic = Diagnostic::error("unknown-key", format!("unknown key `{name}` in `{what}`"));
             let known = attributes.clone().map(|attribute| attribute.name);
             out.push(suggest(diagnostic, source, key, name, known, LATER_ATTRIBUTES, "key"));
+            is_damaged = true;
             continue;
         };
         if has_shape(source, what, attribute, value, out) {
             list.push(Field { name: attribute.name, key: key.span(), value });
+        } else {
+            is_damaged = true;
         }
     }
-    Fields { source: Arc::clone(source), list }
+    Fields { source: Arc::clone(source), list, is_damaged }
 }
 
 fn has_shape(
@@ -521,6 +527,20 @@ fn suggest<'k>(
 
 /// The known word that was probably meant.
 pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    closest_within(word, known, |candidate| candidate.len().max(word.len()) / 3)
+}
+
+/// The known path that was probably meant. Equal directories make names of files no more alike.
+pub(super) fn closest_path<'k>(path: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let length = path.rsplit('/').next().map_or(0, str::len);
+    closest_within(path, known, |_| length / 3)
+}
+
+fn closest_within<'k>(
+    word: &str,
+    known: impl Iterator<Item = &'k str>,
+    most: impl Fn(&str) -> usize,
+) -> Option<&'k str> {
     // A distance costs the product of the lengths; no real word is this long.
     if word.len() > 256 {
         return None;
@@ -528,7 +548,7 @@ pub(super) fn closest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
     known
         .filter(|candidate| candidate.len() <= 256)
         .map(|candidate| (strsim::damerau_levenshtein(candidate, word), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len().max(word.len()) / 3).max(1))
+        .filter(|(distance, candidate)| *distance <= most(candidate).max(1))
         .min()
         .map(|(_, candidate)| candidate)
 }

@@ -5,7 +5,7 @@
 //! Error texts are made from the kind of error and its place; minijinja's own debug output shows the values of variables and
 //! is never used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 
 use super::diagnostic::{Diagnostic, Place, Source};
 use super::facts::Facts;
-use super::schema::Text;
+use super::schema::{Text, closest};
 
 /// Instructions that one template or condition may run.
 const FUEL: u64 = 100_000;
@@ -102,7 +102,7 @@ impl Engine {
             .environment
             .compile_expression_owned(when.text.to_owned())
             .and_then(|expression| expression.eval(context));
-        let diagnostic = |title: String| Diagnostic::error("when", title);
+        const EXPECTED: &str = "an expression over `facts`, `roles`, `vars` and `host` that is true or false";
         let value = match result {
             Ok(value) => value,
             Err(error) => {
@@ -114,22 +114,37 @@ impl Engine {
                     }
                     Some(_) | None => when.place.clone(),
                 };
-                return Err(diagnostic(format!("`when` cannot be evaluated: {}", describe(&error)))
+                let (what, hint) = self.describe(&error, self.names_in_condition(when.text), when.text);
+                return Err(Diagnostic::error("when", format!("`when` cannot be evaluated: {what}"))
                     .at(place, "")
-                    .expected("an expression over `facts`, `roles`, `vars` and `host` that is true or false")
-                    .hint(hint_for(&error)));
+                    .expected(EXPECTED)
+                    .hint(hint));
             }
         };
-        match bool::try_from(value.clone()) {
-            Ok(answer) if value.kind() == ValueKind::Bool => {
+        match value.kind() {
+            ValueKind::Bool => {
+                let answer = value.is_true();
                 self.conditions.insert(when.text.to_owned(), answer);
                 Ok(answer)
             }
-            Ok(_) | Err(_) => Err(diagnostic(format!("`when` gives {}, not true or false", value.kind()))
+            ValueKind::Undefined => {
+                let error = minijinja::Error::from(ErrorKind::UndefinedError);
+                let (what, hint) = self.describe(&error, self.names_in_condition(when.text), when.text);
+                Err(Diagnostic::error("when", format!("`when` cannot be evaluated: {what}"))
+                    .at(when.place.clone(), "")
+                    .expected(EXPECTED)
+                    .hint(hint))
+            }
+            kind => Err(Diagnostic::error("when", format!("`when` gives a {kind}, not true or false"))
                 .at(when.place.clone(), "")
-                .expected("an expression over `facts`, `roles`, `vars` and `host` that is true or false")
+                .expected(EXPECTED)
                 .hint("compare it with something, such as `facts.os == 'debian'` or `'web' in roles`")),
         }
+    }
+
+    fn names_in_condition(&self, text: &str) -> HashSet<String> {
+        let expression = self.environment.compile_expression_owned(text.to_owned());
+        expression.map(|expression| expression.undeclared_variables(true)).unwrap_or_default()
     }
 
     /// Renders one template of the policy. `asked` is where a resource names it.
@@ -162,8 +177,12 @@ impl Engine {
             }
             cause = next.source();
         }
-        let title = format!("the template `{}` cannot be rendered: {}", asked.text, describe(innermost));
-        let diagnostic = Diagnostic::error("template", title).hint(hint_for(innermost));
+        let names = innermost.name().and_then(|name| self.environment.get_template(name).ok());
+        let names = names.map(|template| template.undeclared_variables(true)).unwrap_or_default();
+        let at = innermost.template_source().zip(innermost.range()).and_then(|(text, range)| text.get(range));
+        let (what, hint) = self.describe(innermost, names, at.unwrap_or_default());
+        let title = format!("the template `{}` cannot be rendered: {what}", asked.text);
+        let diagnostic = Diagnostic::error("template", title).hint(hint);
         let file = innermost.name().and_then(|name| self.files.get_key_value(name));
         match file.and_then(|(name, bytes)| std::str::from_utf8(bytes).ok().map(|text| (name, text))) {
             Some((name, text)) => {
@@ -174,47 +193,92 @@ impl Engine {
             None => diagnostic.at(asked.place.clone(), ""),
         }
     }
+
+    /// What went wrong, in words that hold no value of a variable, and what to do about it.
+    ///
+    /// `names` are all that the text asks for; `at` is the part of it that failed.
+    fn describe(&self, error: &minijinja::Error, names: HashSet<String>, at: &str) -> (String, String) {
+        const SYNTAX: &str = "see the template language: https://docs.rs/minijinja/latest/minijinja/syntax/";
+        match error.kind() {
+            ErrorKind::UndefinedError => {
+                let mut unknown: Vec<String> = names.into_iter().filter(|name| !self.knows(name)).collect();
+                // Those in the part that failed come first; the alphabet makes the choice the same every time.
+                unknown.sort_by_key(|name| (!at.contains(name.as_str()), name.clone()));
+                match unknown.first() {
+                    Some(name) => {
+                        let hint = self.similar(name).map(|best| format!("did you mean `{best}`?"));
+                        (format!("`{name}` is unknown"), hint.unwrap_or_else(|| HINT_UNKNOWN.to_owned()))
+                    }
+                    None => ("a name is unknown".to_owned(), HINT_UNKNOWN.to_owned()),
+                }
+            }
+            ErrorKind::OutOfFuel => (format!("it runs longer than {FUEL} steps"), HINT_LESS.to_owned()),
+            ErrorKind::WriteFailure => {
+                (format!("its output is longer than {} MiB", MAX_RENDERED / 1024 / 1024), HINT_LESS.to_owned())
+            }
+            ErrorKind::TemplateNotFound => (
+                error.detail().unwrap_or("a template was not found").to_owned(),
+                "templates are named by their path from the root of the policy".to_owned(),
+            ),
+            // These details quote the template alone.
+            ErrorKind::SyntaxError
+            | ErrorKind::UnknownFilter
+            | ErrorKind::UnknownTest
+            | ErrorKind::UnknownFunction
+            | ErrorKind::UnknownMethod
+            | ErrorKind::UnknownBlock
+            | ErrorKind::MissingArgument
+            | ErrorKind::TooManyArguments
+            | ErrorKind::BadInclude => {
+                let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
+                (format!("{}{detail}", error.kind()), SYNTAX.to_owned())
+            }
+            ErrorKind::InvalidOperation if error.detail() == Some("recursion limit exceeded") => {
+                (format!("it nests deeper than {RECURSION} levels"), HINT_LESS.to_owned())
+            }
+            ErrorKind::InvalidOperation => ("an operation does not fit its values".to_owned(), SYNTAX.to_owned()),
+            kind => (kind.to_string(), SYNTAX.to_owned()),
+        }
+    }
+
+    /// Whether a dotted name leads somewhere.
+    fn knows(&self, name: &str) -> bool {
+        name.split('.')
+            .try_fold(self.context.clone(), |value, part| {
+                value.get_attr(part).ok().filter(|value| !value.is_undefined())
+            })
+            .is_some()
+            || self.environment.globals().any(|(global, _)| global == name)
+    }
+
+    /// The known name that was probably meant.
+    fn similar(&self, name: &str) -> Option<String> {
+        let mut value = self.context.clone();
+        let mut known = String::new();
+        for part in name.split('.') {
+            let next = value.get_attr(part).ok().filter(|value| !value.is_undefined());
+            match next {
+                Some(next) => {
+                    value = next;
+                    known = format!("{known}{part}.");
+                }
+                None => {
+                    let keys: Vec<String> = value.try_iter().ok()?.map(|key| key.to_string()).collect();
+                    return closest(part, keys.iter().map(String::as_str)).map(|best| format!("{known}{best}"));
+                }
+            }
+        }
+        None
+    }
 }
+
+const HINT_UNKNOWN: &str = "declare it under [vars], or write `is defined` or `default` for what may be missing";
+const HINT_LESS: &str = "make the template do less";
 
 fn line_range(text: &str, line: usize) -> std::ops::Range<usize> {
     let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
     let rest = text.get(start..).unwrap_or("");
     start..start + rest.find('\n').unwrap_or(rest.len())
-}
-
-/// What went wrong, in words that hold no value of a variable.
-fn describe(error: &minijinja::Error) -> String {
-    match error.kind() {
-        ErrorKind::UndefinedError => "a name is unknown".to_owned(),
-        ErrorKind::OutOfFuel => format!("it runs longer than {FUEL} steps"),
-        ErrorKind::WriteFailure => format!("its output is longer than {} MiB", MAX_RENDERED / 1024 / 1024),
-        // These details quote the template alone.
-        ErrorKind::SyntaxError
-        | ErrorKind::TemplateNotFound
-        | ErrorKind::UnknownFilter
-        | ErrorKind::UnknownTest
-        | ErrorKind::UnknownFunction
-        | ErrorKind::UnknownMethod
-        | ErrorKind::UnknownBlock
-        | ErrorKind::MissingArgument
-        | ErrorKind::TooManyArguments
-        | ErrorKind::BadInclude => match error.detail() {
-            Some(detail) => format!("{}: {detail}", error.kind()),
-            None => error.kind().to_string(),
-        },
-        kind => kind.to_string(),
-    }
-}
-
-fn hint_for(error: &minijinja::Error) -> &'static str {
-    match error.kind() {
-        ErrorKind::UndefinedError => {
-            "declare it under [vars], or look for a misspelling; `is defined` and `default` cope with what may be missing"
-        }
-        ErrorKind::OutOfFuel | ErrorKind::WriteFailure => "make the template do less",
-        ErrorKind::TemplateNotFound => "templates are named by their path from the root of the policy",
-        _ => "see the template language: https://docs.rs/minijinja/latest/minijinja/syntax/",
-    }
 }
 
 /// Output with a limit.

@@ -1,4 +1,5 @@
 //! Tests of the policy language: what is read, who is trusted, what is refused, and what comes out.
 
 mod compile;
+mod refusals;
 mod support;

@@ -522,6 +522,8 @@ fn protected_account(
     let number = declaration.fields.id(key);
     let minimum = graph.host.map_or(DEFAULT_MIN, |host| if key == "uid" { host.uid_min } else { host.gid_min });
     let (title, place) = match number {
+        // Zero is refused for another reason already.
+        Some((0, _)) if id.name != "root" => return,
         Some((number, place)) if number < minimum => {
             (format!("`{id}` has the {key} {number}, which is below {minimum}, the first of people's"), place)
         }

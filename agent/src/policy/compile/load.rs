@@ -118,18 +118,18 @@ pub(super) fn parse<'v>(files: &'v BTreeMap<String, Vec<u8>>, out: &mut Diagnost
 
 /// Says that the policy holds no such file, and which was probably meant.
 pub(super) fn missing_file(files: &BTreeMap<String, Vec<u8>>, path: &str, place: Place, what: &str) -> Diagnostic {
-    let escapes = path.starts_with('/') || path.split('/').any(|part| matches!(part, ".." | "." | ""));
-    let diagnostic = if escapes {
-        Diagnostic::error("missing-file", format!("`{path}` is not a path inside the policy"))
-            .at(place, format!("named by this `{what}`"))
-    } else {
-        Diagnostic::error("missing-file", format!("the policy holds no file `{path}`"))
-            .at(place, format!("named by this `{what}`"))
+    let diagnostic = |title: String| {
+        Diagnostic::error("missing-file", title)
+            .at(place.clone(), format!("named by this `{what}`"))
+            .expected("the path of a file of the policy, from its root, without `..`")
     };
-    let diagnostic = diagnostic.expected("the path of a file of the policy, from its root, without `..`");
+    if path.starts_with('/') || path.split('/').any(|part| matches!(part, ".." | "." | "")) {
+        return diagnostic(format!("`{path}` is not a path inside the policy")).hint("copy the file into the policy");
+    }
+    let diagnostic = diagnostic(format!("the policy holds no file `{path}`"));
     // Distances to very many names, for each of very many mistakes, would take too long.
-    let best = if files.len() <= 2000 { schema::closest(path, files.keys().map(String::as_str)) } else { None };
-    match best {
+    let few = files.keys().map(String::as_str).filter(|_| files.len() <= 2000);
+    match schema::closest_path(path, few) {
         Some(best) => diagnostic.hint(format!("did you mean `{best}`?")).replacement(format!("\"{best}\"")),
         None => diagnostic.hint("add the file to the policy and commit it"),
     }
@@ -153,27 +153,42 @@ fn parse_one<'v>(path: &str, bytes: &'v [u8], named: Option<&Place>, out: &mut D
     };
     let source = Source::new(path, text);
     let (table, errors) = DeTable::parse_recoverable(text);
+    // The table that is defined twice is read as one, so its keys would be called duplicates too.
+    let mut repeated = 0..0;
     for error in errors.iter().take(MAX_SYNTAX_ERRORS) {
-        let place = Place::new(&source, error.span().unwrap_or(0..0));
-        let diagnostic = if error.message() == "duplicate key" {
-            let key = text.get(error.span().unwrap_or(0..0)).unwrap_or("");
-            let diagnostic =
-                Diagnostic::error("duplicate", format!("`{key}` is defined twice")).at(place, "defined again here");
-            let diagnostic = match error.span().and_then(|span| first_definition(text, &span)) {
-                Some(first) => diagnostic.also(Place::new(&source, first), "first defined here"),
-                None => diagnostic,
-            };
-            diagnostic.hint("keep one of the two")
-        } else {
-            Diagnostic::error("syntax", error.message()).at(place, "")
+        let span = error.span().unwrap_or(0..0);
+        let place = Place::new(&source, span.clone());
+        if error.message() != "duplicate key" {
+            out.push(Diagnostic::error("syntax", error.message()).at(place, ""));
+            continue;
+        }
+        if repeated.contains(&span.start) {
+            continue;
+        }
+        if is_in_header(text, span.start) {
+            let rest = text.get(span.end..).unwrap_or("");
+            repeated = span.end..span.end + rest.find("\n[").unwrap_or(rest.len());
+        }
+        let key = text.get(span.clone()).unwrap_or("");
+        let diagnostic =
+            Diagnostic::error("duplicate", format!("`{key}` is defined twice")).at(place, "defined again here");
+        let diagnostic = match first_definition(text, &span) {
+            Some(first) => diagnostic.also(Place::new(&source, first), "first defined here"),
+            None => diagnostic,
         };
-        out.push(diagnostic);
+        out.push(diagnostic.hint("keep one of the two"));
     }
     if errors.len() > MAX_SYNTAX_ERRORS {
         let n_more = errors.len() - MAX_SYNTAX_ERRORS;
         out.push(Diagnostic::error("syntax", format!("`{path}` has {n_more} more syntax errors")));
     }
     Some(Document { source, table, includes: Vec::new(), damaged: !errors.is_empty() })
+}
+
+/// Whether a position stands in a line such as `[file."/etc/motd"]`.
+fn is_in_header(text: &str, at: usize) -> bool {
+    let before = text.get(..at).unwrap_or("");
+    before.get(before.rfind('\n').map_or(0, |at| at + 1)..).is_some_and(|line| line.trim_start().starts_with('['))
 }
 
 /// Finds the earlier twin of a key that the parser calls a duplicate: an equal table header, or an equal key under the
@@ -187,7 +202,7 @@ fn first_definition(text: &str, again: &Range<usize>) -> Option<Range<usize>> {
     let mut offset = 0;
     for line in text.get(..line_start)?.split_inclusive('\n') {
         let is_header = line.trim_start().starts_with('[');
-        if in_line.trim_start().starts_with('[') {
+        if is_in_header(text, again.start) {
             // The same header up to and including the key, then its end.
             if let Some(rest) = line.strip_prefix(in_line).and_then(|rest| rest.strip_prefix(key)) {
                 if found.is_none() && rest.trim_start().starts_with(']') {

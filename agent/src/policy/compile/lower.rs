@@ -213,6 +213,9 @@ impl<'v> Reader<'_, 'v> {
         let given: Vec<_> =
             ["content", "source", "template"].into_iter().filter_map(|name| self.fields.get(name)).collect();
         let (first, second) = (given.first().copied(), given.get(1).copied());
+        if first.is_none() && self.fields.is_damaged {
+            return Err(Reported);
+        }
         let (Some(first), None) = (first, second) else {
             let expected = "exactly one of `content`, `source` and `template`";
             self.out.push(match (first, second) {
@@ -283,8 +286,9 @@ impl<'v> Reader<'_, 'v> {
         }
         const EXPECTED: &str = "`target`, 1 to 4095 bytes without control characters";
         let Some(target) = self.fields.text("target") else {
-            // A target of a wrong type was reported already; then this is one mistake shown twice, which is rare.
-            self.refuse("missing-key", format!("`{}` has no `target`", self.id), &self.name.clone(), EXPECTED);
+            if !self.fields.is_damaged {
+                self.refuse("missing-key", format!("`{}` has no `target`", self.id), self.name, EXPECTED);
+            }
             return None;
         };
         if target.text.is_empty() || target.text.len() > 4095 || target.text.chars().any(char::is_control) {
@@ -471,7 +475,7 @@ impl<'v> Reader<'_, 'v> {
             );
             return None;
         }
-        if enabled.is_none() && state.is_none() {
+        if enabled.is_none() && state.is_none() && !self.fields.is_damaged {
             self.out.push(
                 Diagnostic::warning("no-effect", format!("`{}` says neither `enabled` nor `state`", self.id))
                     .at(self.name.clone(), "nothing is looked at")
