@@ -7,13 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use rekindle_tests::{Invocation, Machine, put, require, wait_for};
-
-/// The agent's unit.
-const AGENT: &str = "rekindle-agent.service";
-
-/// The courier's unit.
-const COURIER: &str = "rekindle-courier.service";
+use rekindle_tests::product::{AGENT, COURIER, Estate, PATIENCE, Settings};
+use rekindle_tests::{Invocation, Machine, Signature, put, require, wait_for};
 
 /// The endpoint's unit.
 const HUB: &str = "rekindle-hub.service";
@@ -226,6 +221,57 @@ fn the_example_configuration_is_valid() -> Result<()> {
          chmod 0640 git-token git-key join-token webhook-secret && chgrp rekindle git-token git-key join-token webhook-secret
          rekindle agent --check-config",
     )?;
+    Ok(())
+}
+
+#[test]
+fn the_policy_of_the_readme_is_valid() -> Result<()> {
+    let readme = std::fs::read_to_string(workspace().join("README.md")).context("no README.md")?;
+    let (_, rest) = readme.split_once("cat > policy.toml <<'END'\n").context("README.md writes a policy")?;
+    let (policy, _) = rest.split_once("END\n").context("the policy ends")?;
+    let machine = host_with_packages()?;
+    apt(&machine, "install", "./rekindle_*-1_*.deb")?;
+    machine.put("/srv/policy/policy.toml", policy)?;
+    machine.run("rekindle").args(["check", "/srv/policy"]).ok()?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_that_the_policy_asks_for_does_not_cut_itself_off() -> Result<()> {
+    let estate = Estate::new()?;
+    let machine = &estate.machine;
+    let next = format!("{}-2", env!("CARGO_PKG_VERSION"));
+    let is_next = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(&format!("rekindle_{next}_")) && name.ends_with(".deb")
+    };
+    let package = listed(&build()?)?.into_iter().find(is_next).context("no package of the second revision")?;
+    estate.apt.add_file(&package)?;
+    estate.apt.publish_to(machine)?;
+    estate.git.write("policy.toml", "[policy]\nname = \"test\"\n[file.\"/etc/first\"]\ncontent = \"first\\n\"\n")?;
+    let first = estate.git.commit("Start", Signature::Trusted)?;
+    estate.configure(&Settings::default())?;
+    estate.start()?;
+    estate.wait_converged(&first)?;
+
+    restarts(machine, || {
+        let policy = format!(
+            "[policy]\nname = \"test\"\n[package]\nrekindle = {{ version = \"{next}\" }}\n\
+             [file.\"/etc/second\"]\ncontent = \"second\\n\"\nrequires = [\"package[rekindle]\"]\n"
+        );
+        estate.git.write("policy.toml", &policy)?;
+        let second = estate.push("Upgrade the agent")?;
+        wait_for("the upgrade", PATIENCE, || {
+            let installed = machine.sh("dpkg-query -W -f '${db:Status-Abbrev}${Version}' rekindle")?;
+            Ok((installed == format!("ii {next}")).then_some(()))
+        })?;
+        estate.wait_converged(&second).map(drop)
+    })?;
+    ensure!(machine.read("/etc/second")? == "second\n", "what came after the upgrade was not done");
+    ensure!(machine.sh("dpkg --audit")?.is_empty(), "dpkg was cut off");
+    let pid = machine.main_pid(AGENT)?.context("the agent has a process")?;
+    let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    ensure!(!program.to_string_lossy().ends_with("(deleted)"), "the old program still runs");
     Ok(())
 }
 
