@@ -150,7 +150,8 @@ pub enum Directive {
     Drain,
     /// The open request waits; keep checking in.
     Hold,
-    /// The open request is over or not known here; stop what was begun for it.
+    /// The request that the check-in names is over; stop what was begun for it. One that the endpoint has never heard of is
+    /// not aborted: it may still be on its way.
     Abort,
     /// A word of a newer version: carry on.
     #[serde(other)]

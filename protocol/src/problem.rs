@@ -60,6 +60,11 @@ macro_rules! reasons {
                 match self { $(Self::$name => $word,)* Self::Unknown => "unknown" }
             }
 
+            /// Returns the reason that a word names, and `Unknown` for any other text.
+            pub fn from_word(word: &str) -> Self {
+                match word { $($word => Self::$name,)* _ => Self::Unknown }
+            }
+
             /// Returns the HTTP status of a problem with this reason.
             pub fn status(self) -> u16 {
                 match self { $(Self::$name => $status,)* Self::Unknown => 500 }
@@ -166,6 +171,7 @@ mod tests {
             let json = serde_json::to_string(&reason).unwrap();
             assert_eq!(json, format!("{:?}", reason.word()));
             assert_eq!(serde_json::from_str::<Reason>(&json).unwrap(), reason);
+            assert_eq!(Reason::from_word(reason.word()), reason);
             assert!((400..600).contains(&reason.status()), "{reason:?}");
         }
         assert_eq!(serde_json::from_str::<Reason>("\"full_moon\"").unwrap(), Reason::Unknown);
