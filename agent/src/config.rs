@@ -23,6 +23,19 @@ pub fn load(root: &Path) -> Result<Settings, ConfigError> {
     files::of_host(root).and_then(|sources| settings::from_sources(&sources))
 }
 
+/// Reads one named file and its drop-ins, or the system's locations when none is named.
+pub fn load_from(file: Option<&Path>) -> Result<Settings, ConfigError> {
+    match file {
+        Some(file) => load_file(file),
+        None => load(Path::new("/")),
+    }
+}
+
+/// Parses a whole number and a unit, such as `250ms`, `1m`, `30d`; the error says what was expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    values::duration(text)
+}
+
 /// Reads one file, which must exist, and the drop-ins in the directory of its name with `.d` appended.
 pub fn load_file(path: &Path) -> Result<Settings, ConfigError> {
     files::of_file(path).and_then(|sources| settings::from_sources(&sources))

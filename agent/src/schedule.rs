@@ -121,6 +121,11 @@ impl Schedule {
         }
     }
 
+    /// When [`Schedule::next`] is to be asked again; `None` while a run is in progress.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        if self.running.is_some() { None } else { Some(self.wake_at(now)) }
+    }
+
     /// Decides what to do now.
     pub fn next(&mut self, now: Instant) -> Next {
         if self.running.is_some() {

@@ -132,6 +132,16 @@ impl RunReport {
         self.resources.iter().filter(|r| matches!(r.outcome, Outcome::Changed { .. }))
     }
 
+    /// Whether nothing failed, was skipped or is owed; what policy says to leave alone does not count against the host.
+    pub fn converged_but_reports(&self) -> bool {
+        !self.interrupted
+            && self.debts.is_empty()
+            && self
+                .resources
+                .iter()
+                .all(|r| matches!(r.outcome, Outcome::Unchanged | Outcome::Changed { .. } | Outcome::Reported { .. }))
+    }
+
     /// Whether everything looked at is in sync now and nothing is owed.
     pub fn converged(&self) -> bool {
         !self.interrupted

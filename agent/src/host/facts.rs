@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::Host;
 use super::exec::{self, Command};
 use super::root::Root;
-use crate::policy::facts::Facts;
+use crate::policy::facts::{Facts, HostView};
 use crate::resource::AbsPath;
 
 /// None of the files read here is longer.
@@ -47,6 +48,25 @@ pub fn gather(root: &Root) -> Facts {
         facts.init = "systemd".to_owned();
     }
     facts
+}
+
+/// What the host has, as far as a policy is judged by it. A database that cannot be read contributes nothing: the policy is
+/// then judged less strictly, and the resources that need the database say why they cannot be observed.
+pub fn view(host: &Host) -> HostView {
+    let accounts = host.accounts.read().unwrap_or_default();
+    let packages = host.packages.read().unwrap_or_default();
+    let login_defs = text(&host.root, "/etc/login.defs");
+    let limit = |key: &str| {
+        let value = login_defs.lines().find_map(|line| line.trim().strip_prefix(key)?.trim().parse().ok());
+        value.unwrap_or(1000)
+    };
+    HostView {
+        users: accounts.users.into_iter().map(|user| user.name).collect(),
+        groups: accounts.groups.into_iter().map(|group| group.name).collect(),
+        essential_packages: packages.packages.into_iter().filter(|(_, p)| p.essential).map(|(name, _)| name).collect(),
+        uid_min: limit("UID_MIN"),
+        gid_min: limit("GID_MIN"),
+    }
 }
 
 fn text(root: &Root, path: &str) -> String {

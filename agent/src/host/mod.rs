@@ -60,6 +60,11 @@ impl Host {
         })
     }
 
+    /// What the services manage at a root directory: the running host as root, otherwise a tree of files.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        if root == Path::new("/") && current_ids().0 == 0 { Self::live() } else { Self::sandbox(root) }
+    }
+
     /// A host for tests; [`fake::host`] also hands out what looks behind it.
     pub fn fake(root: &Path) -> io::Result<Self> {
         fake::host(root).map(|(host, _)| host)

@@ -12,6 +12,7 @@ mod backup;
 mod database;
 mod debts;
 mod journal;
+mod lock;
 mod pauses;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use backup::BackupStore;
 
 pub use debts::Debt;
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, RunInfo, StepOutcome};
+pub use lock::{LockError, RunLock};
 pub use pauses::{NewPause, Pause};
 
 /// The durable state of one host.

@@ -20,7 +20,7 @@ mod snapshot;
 mod text;
 
 pub use error::{ApplyError, chain};
-pub use id::{Kind, ResourceId};
+pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, observe, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use signers::AllowedSigners;
-pub use store::{load_stored, store};
+pub use store::{forget, load_stored, store};
 
 use super::Revision;
 use super::candidate::{Candidate, Origin};

@@ -57,6 +57,11 @@ pub fn store(verified: &Verified, policies_dir: &Path) -> Result<PathBuf, TrustE
     result.map(|()| home)
 }
 
+/// Removes a stored tree that is no longer needed. One that is not there is no error.
+pub fn forget(policies_dir: &Path, revision: &Revision) -> Result<(), TrustError> {
+    if is_safe_name(revision.as_str()) { remove_tree(&policies_dir.join(revision.as_str())) } else { Ok(()) }
+}
+
 /// Reads a tree that [`store`] wrote, and checks each file against the manifest.
 pub fn load_stored(dir: &Path) -> Result<Verified, TrustError> {
     let damaged = |why: String| TrustError::Damaged { path: dir.to_path_buf(), why };
