@@ -1,1 +1,7 @@
-fn main() {}
+//! The `rekindle` command: parse, dispatch, exit code; nothing else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rekindle::cli::main()
+}

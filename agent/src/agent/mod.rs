@@ -1,1 +1,563 @@
-//! The root event loop. Written next.
+//! The root event loop: one `enum Event`, one `select!`, a current-thread runtime.
+//!
+//! The loop owns nothing durable: it turns hints, timers, signals and requests into tasks for the [`worker`] thread, and what
+//! the worker reports into the next time to run. It opens no network socket; the only sockets are the control socket, the
+//! system bus and systemd's notification socket. Any thread or task that ends unasked ends the process, and systemd starts it
+//! again: a half-dead guard is worse than none.
+
+pub mod alerts;
+pub mod control;
+mod effects;
+pub mod revisions;
+pub mod status;
+pub mod worker;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use notify::Watcher as _;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, oneshot, watch as tokio_watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use self::control::{Answer, Request};
+use self::status::{Counts, HealthStatus, Status};
+use self::worker::{Shared, Task, Worker};
+use crate::config::Settings;
+use crate::resource::{ResourceId, UnitName, chain};
+use crate::schedule::{Next, Schedule};
+use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
+
+/// Everything that can happen to the loop.
+#[derive(Debug)]
+enum Event {
+    /// Something may have drifted.
+    Hint(Hint),
+    /// The watcher's thread cannot go on.
+    WatcherEnded(WatchError),
+    /// The courier wrote something.
+    Inbox,
+    /// From the worker.
+    Worker(worker::Event),
+    /// Somebody connected to the control socket.
+    Control(UnixStream),
+    /// The time of the schedule has come.
+    Due,
+    /// A pause ends or is to be announced.
+    Wake,
+    /// systemd wants a sign of life.
+    Watchdog,
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGTERM or SIGINT.
+    Terminate,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+///
+/// When it cannot start (state directory, control socket, watcher), or when a part of it ended unasked.
+pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {
+    let (events, mut received) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::new(first_status(&settings)));
+
+    let dirty = Arc::new(Dirty::default());
+    let (hints, failures) = (Arc::clone(&dirty), events.clone());
+    let watcher = Watcher::start(settings.paths.root.clone(), move |hint| match hint {
+        Ok(hint) => hints.add(hint),
+        // The receiver is gone only while the process ends.
+        Err(error) => drop(failures.send(Event::WatcherEnded(error))),
+    })
+    .context("cannot start the watcher")?;
+    let inbox = watch_inbox(&settings.paths.inbox(), events.clone())?;
+    let listener = listen(&settings.paths.control())?;
+
+    let (worker_events, mut from_worker) = mpsc::unbounded_channel();
+    let worker = Worker::open(settings.clone(), Arc::clone(&shared), worker_events)?;
+    let (tasks, worker_tasks) = std_mpsc::channel();
+    let (ended, mut worker_ended) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
+        worker.run(&worker_tasks);
+        drop(ended);
+    })?;
+
+    let (units, declared_units) = tokio_watch::channel(Vec::<UnitName>::new());
+    let (bus, unit_coverage) = tokio_watch::channel(How::Watched);
+    let mut tasks_joined = JoinSet::new();
+    let live = settings.paths.root == Path::new("/");
+    if live {
+        let hints = Arc::clone(&dirty);
+        tasks_joined.spawn(watch::units::unit_signals(watch::units::Bus::System, declared_units, bus, move |hint| {
+            hints.add(hint)
+        }));
+    }
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut watchdog = watchdog_interval();
+    let mut state = Loop {
+        events,
+        schedule: Schedule::new(&settings, random_u64(), Instant::now()),
+        settings,
+        config_file,
+        shared,
+        tasks,
+        watcher,
+        units,
+        unit_coverage,
+        live,
+        busy_since: None,
+        wake: None,
+        ready: false,
+        has_policy: false,
+        sessions: JoinSet::new(),
+    };
+    info!(version = env!("CARGO_PKG_VERSION"), "agent started");
+
+    loop {
+        let due = state.due();
+        let wake = state.wake_in();
+        let event = tokio::select! {
+            // Biased: a stop must not wait behind a storm of hints.
+            biased;
+            _ = terminate.recv() => Event::Terminate,
+            _ = interrupt.recv() => Event::Terminate,
+            _ = hangup.recv() => Event::Reload,
+            _ = &mut worker_ended => anyhow::bail!("the worker thread ended unasked"),
+            Some(ended) = tasks_joined.join_next() => anyhow::bail!("the unit watcher ended unasked: {ended:?}"),
+            Some(event) = from_worker.recv() => Event::Worker(event),
+            Some(event) = received.recv() => event,
+            hint = dirty.next() => Event::Hint(hint),
+            Some(ended) = state.sessions.join_next() => {
+                ended.context("a control session panicked")?;
+                continue;
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => Event::Control(stream),
+                Err(error) => {
+                    warn!("cannot accept on the control socket: {error}");
+                    continue;
+                }
+            },
+            () = sleep_until(due) => Event::Due,
+            () = sleep_until(wake) => Event::Wake,
+            () = tick(&mut watchdog) => Event::Watchdog,
+        };
+        if state.take(event)? == Flow::Stop {
+            break;
+        }
+    }
+
+    notify_systemd(&[sd_notify::NotifyState::Stopping]);
+    info!("stopping after the step in hand");
+    state.shared.stop.store(true, Ordering::SeqCst);
+    // The worker is gone only when it has ended already.
+    drop(state.tasks.send(Task::Stop));
+    worker_ended.await.ok();
+    thread.join().map_err(|_panic| anyhow::anyhow!("the worker thread panicked"))?;
+    drop(inbox);
+    remove_socket(&state.settings.paths.control());
+    info!("stopped");
+    Ok(())
+}
+
+/// Hints on their way from other threads to the loop, merged so that a storm takes no more memory than the policy has
+/// resources.
+#[derive(Debug, Default)]
+struct Dirty {
+    set: Mutex<DirtySet>,
+    changed: Notify,
+}
+
+impl Dirty {
+    fn set(&self) -> MutexGuard<'_, DirtySet> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, hint: Hint) {
+        if self.set().add(hint) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for the next hint. Cancel-safe: nothing is taken before it is returned.
+    async fn next(&self) -> Hint {
+        loop {
+            if let Some(hint) = self.set().take() {
+                return hint;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Flow {
+    /// It does.
+    On,
+    /// It ends.
+    Stop,
+}
+
+/// What the loop itself knows. Nothing in it survives a restart, and nothing needs to.
+struct Loop {
+    events: mpsc::UnboundedSender<Event>,
+    settings: Settings,
+    config_file: Option<PathBuf>,
+    shared: Arc<Shared>,
+    tasks: std_mpsc::Sender<Task>,
+    watcher: Watcher,
+    units: tokio_watch::Sender<Vec<UnitName>>,
+    unit_coverage: tokio_watch::Receiver<How>,
+    live: bool,
+    schedule: Schedule,
+    busy_since: Option<Instant>,
+    wake: Option<Timestamp>,
+    ready: bool,
+    has_policy: bool,
+    sessions: JoinSet<()>,
+}
+
+/// A run that takes longer than this is stuck: the watchdog is no longer fed. Package transactions end themselves sooner.
+const LONGEST_RUN: Duration = Duration::from_secs(2 * 3600);
+
+impl Loop {
+    fn take(&mut self, event: Event) -> anyhow::Result<Flow> {
+        let now = Instant::now();
+        match event {
+            Event::Hint(hint) => {
+                self.schedule.hint(hint, now);
+                self.start_due_run(now)?;
+            }
+            Event::Due => self.start_due_run(now)?,
+            Event::Wake => {
+                self.wake = None;
+                self.schedule.hint(Hint::Everything { why: "a pause changes" }, now);
+                self.start_due_run(now)?;
+            }
+            Event::WatcherEnded(error) => return Err(error).context("the watcher ended unasked"),
+            Event::Inbox => self.send(Task::Inbox)?,
+            Event::Worker(event) => self.take_worker_event(event, now)?,
+            Event::Control(stream) => self.take_session(stream),
+            Event::Watchdog => {
+                if self.busy_since.is_none_or(|since| now.duration_since(since) < LONGEST_RUN) {
+                    notify_systemd(&[sd_notify::NotifyState::Watchdog]);
+                }
+            }
+            Event::Reload => self.reload()?,
+            Event::Terminate => return Ok(Flow::Stop),
+        }
+        Ok(Flow::On)
+    }
+
+    fn take_worker_event(&mut self, event: worker::Event, now: Instant) -> anyhow::Result<()> {
+        match event {
+            worker::Event::Watch { mut interests, units } => {
+                self.has_policy = true;
+                if self.live {
+                    interests.extend(units.iter().flat_map(watch::units::interests));
+                }
+                self.watcher.set_interests(interests);
+                self.units.send_replace(units);
+            }
+            worker::Event::Ran { report, wake } => {
+                self.busy_since = None;
+                self.wake = wake;
+                self.schedule.report(&report, now);
+                self.say_status();
+                self.start_due_run(now)?;
+            }
+            worker::Event::RunEverything => {
+                self.be_ready();
+                self.schedule.hint(Hint::Everything { why: "the agent asked" }, now);
+                self.start_due_run(now)?;
+            }
+            worker::Event::Idle => {
+                self.busy_since = None;
+                self.schedule.abandoned(now);
+                self.say_status();
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the run that is due, unless one is under way: what comes meanwhile is coalesced by the schedule.
+    fn start_due_run(&mut self, now: Instant) -> anyhow::Result<()> {
+        if !self.has_policy {
+            return Ok(());
+        }
+        match self.schedule.next(now) {
+            Next::Run { scope, why } => {
+                debug!(why, ?scope, "run");
+                self.busy_since = Some(now);
+                let held = self.held(now);
+                self.send(Task::Run { scope, held })?;
+            }
+            Next::WaitUntil(_) | Next::Running => {}
+        }
+        Ok(())
+    }
+
+    fn due(&self) -> Option<Instant> {
+        if self.has_policy { self.schedule.due(Instant::now()) } else { None }
+    }
+
+    /// Resources that somebody keeps changing, which a run over everything must leave alone as well.
+    fn held(&self, now: Instant) -> BTreeMap<ResourceId, String> {
+        let why = |spacing: Duration| format!("somebody keeps changing it: repaired every {} s", spacing.as_secs());
+        self.schedule
+            .contested(now)
+            .filter(|(id, _)| self.schedule.held(id, now).is_some())
+            .map(|(id, spacing)| (id.clone(), why(spacing)))
+            .collect()
+    }
+
+    fn wake_in(&self) -> Option<Instant> {
+        let at = self.wake?;
+        let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+        Some(Instant::now() + left)
+    }
+
+    fn send(&self, task: Task) -> anyhow::Result<()> {
+        self.tasks.send(task).map_err(|_gone| anyhow::anyhow!("the worker thread is gone"))
+    }
+
+    /// Watches are armed and the policy is loaded: the first look at everything comes next.
+    fn be_ready(&mut self) {
+        if !self.ready {
+            self.ready = true;
+            notify_systemd(&[sd_notify::NotifyState::Ready]);
+        }
+        self.say_status();
+    }
+
+    fn say_status(&self) {
+        let line = one_line(&self.shared.status());
+        notify_systemd(&[sd_notify::NotifyState::Status(&line)]);
+    }
+
+    fn reload(&mut self) -> anyhow::Result<()> {
+        // systemd's notify-reload wants the time at which the reload began, on its own clock.
+        match sd_notify::NotifyState::monotonic_usec_now() {
+            Ok(stamp) => notify_systemd(&[sd_notify::NotifyState::Reloading, stamp]),
+            Err(error) => warn!("cannot read the monotonic clock: {error}"),
+        }
+        match crate::config::load_from(self.config_file.as_deref()) {
+            Ok(settings) => {
+                info!("configuration read again");
+                self.schedule = Schedule::new(&settings, random_u64(), Instant::now());
+                self.busy_since = None;
+                self.settings.health = settings.health.clone();
+                self.send(Task::Reload(Box::new(settings)))?;
+            }
+            Err(error) => {
+                let text = format!("the configuration was not taken over: {}", chain(&error));
+                warn!("{text}");
+                self.shared.status().warnings.push(text);
+            }
+        }
+        notify_systemd(&[sd_notify::NotifyState::Ready]);
+        Ok(())
+    }
+
+    fn take_session(&mut self, mut stream: UnixStream) {
+        let shared = Arc::clone(&self.shared);
+        let (tasks, events) = (self.tasks.clone(), self.events.clone());
+        let coverage = self.watcher.coverage();
+        let bus = complaint("services", &self.unit_coverage.borrow());
+        self.sessions.spawn(async move {
+            let answer = match control::read_request(&mut stream).await {
+                Ok(request) => answer(request, &shared, &tasks, &events, &coverage, bus).await,
+                Err(error) => Answer::Refused(chain(&error)),
+            };
+            if let Err(error) = control::write_answer(&mut stream, &answer).await {
+                warn!("control: {}", chain(&error));
+            }
+        });
+    }
+}
+
+async fn answer(
+    request: Request,
+    shared: &Shared,
+    tasks: &std_mpsc::Sender<Task>,
+    events: &mpsc::UnboundedSender<Event>,
+    coverage: &[Coverage],
+    bus: Option<String>,
+) -> Answer {
+    match request {
+        Request::Status => {
+            let mut status = shared.status().clone();
+            status.n_watched = coverage.len();
+            status.degraded_watches = coverage
+                .iter()
+                .filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
+                .chain(bus)
+                .collect();
+            Answer::Status(Box::new(status))
+        }
+        Request::Look => match events.send(Event::Hint(Hint::Everything { why: "an operator asked" })) {
+            Ok(()) => Answer::Done,
+            Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
+        },
+        Request::Reimage { reason } => {
+            let (reply, answered) = oneshot::channel();
+            if tasks.send(Task::Reimage { reason, reply }).is_err() {
+                return Answer::Refused("the agent is stopping".to_owned());
+            }
+            match answered.await {
+                Ok(Ok(id)) => Answer::Requested(id),
+                Ok(Err(why)) => Answer::Refused(why),
+                Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
+            }
+        }
+    }
+}
+
+/// What an operator is told about something that is not watched by events.
+fn complaint(what: &str, how: &How) -> Option<String> {
+    match how {
+        How::Watched => None,
+        How::Polled { why } => Some(format!("{what}: polled, because {why}")),
+        How::Blind { why } => Some(format!("{what}: looked at only by the full scan, because {why}")),
+    }
+}
+
+fn first_status(settings: &Settings) -> Status {
+    let now = Timestamp::now();
+    Status {
+        version: 1,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: Some(std::process::id()),
+        started: Some(now),
+        host: String::new(),
+        mode: format!("{:?}", settings.mode).to_lowercase(),
+        policy: None,
+        refused: None,
+        health: HealthStatus { state: "unknown".to_owned(), since: now, failing: BTreeMap::new(), request: None },
+        resources: Counts::default(),
+        out_of_sync: BTreeMap::new(),
+        debts: Vec::new(),
+        pauses: Vec::new(),
+        degraded_watches: Vec::new(),
+        n_watched: 0,
+        activity: String::new(),
+        last_run: None,
+        n_repairs: 0,
+        outbox: 0,
+        fetch: None,
+        courier: None,
+        warnings: Vec::new(),
+    }
+}
+
+/// The line that `systemctl status` shows.
+fn one_line(status: &Status) -> String {
+    match &status.policy {
+        None => "no policy yet".to_owned(),
+        Some(policy) => format!(
+            "{}: {} of {} resources in sync under {} {}",
+            status.health.state,
+            status.resources.in_sync,
+            status.resources.total,
+            policy.name,
+            policy.revision.get(..12).unwrap_or(&policy.revision),
+        ),
+    }
+}
+
+/// Tells the loop whenever the courier has renamed something into the inbox.
+fn watch_inbox(inbox: &Path, events: mpsc::UnboundedSender<Event>) -> anyhow::Result<notify::RecommendedWatcher> {
+    let config = notify::Config::default().with_event_kinds(notify::EventKindMask::CORE);
+    let mut watcher = notify::RecommendedWatcher::new(
+        move |_event| {
+            // An error says "look" just as well as an event does.
+            drop(events.send(Event::Inbox));
+        },
+        config,
+    )
+    .context("cannot watch the inbox")?;
+    watcher
+        .watch(inbox, notify::RecursiveMode::NonRecursive)
+        .with_context(|| format!("cannot watch `{}`", inbox.display()))?;
+    Ok(watcher)
+}
+
+/// Binds the control socket, mode 0600. A socket left by a killed agent is replaced; anything else at its place is not.
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                anyhow::bail!("another agent answers on `{}`", path.display());
+            }
+            remove_socket(path);
+        }
+        Ok(_) => anyhow::bail!("`{}` is in the way of the control socket and is no socket", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look at `{}`", path.display())),
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind `{}`", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect `{}`", path.display()))?;
+    Ok(listener)
+}
+
+fn remove_socket(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!("cannot remove `{}`: {error}", path.display());
+    }
+}
+
+fn watchdog_interval() -> Option<tokio::time::Interval> {
+    let period = sd_notify::watchdog_enabled()?;
+    Some(tokio::time::interval(period / 3))
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells systemd; without one (a sandbox, a container) there is nobody to tell.
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!("cannot notify systemd: {error}");
+    }
+}
+
+/// Eight bytes of chance.
+pub fn random_u64() -> u64 {
+    let mut bytes = [0u8; 8];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the kernel's random source works, or nothing here can be trusted");
+    u64::from_ne_bytes(bytes)
+}
+
+/// An id with 128 bits of chance, in hexadecimal.
+pub fn random_id() -> String {
+    format!("{:016x}{:016x}", random_u64(), random_u64())
+}

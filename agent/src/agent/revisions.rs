@@ -1,0 +1,134 @@
+//! Which revision is in force, which converged here last, and whether a fetched commit may replace it.
+//!
+//! A commit is accepted only when its signature counts, it descends from the newest revision ever accepted here, and it
+//! compiles for this host. Otherwise the policy in force stays, whatever the commit says.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::status::Refused;
+use crate::config::{Paths, TrustSettings};
+use crate::policy::compile::{self, Inputs};
+use crate::policy::trust::{self, AllowedSigners, Trust, Verified};
+use crate::policy::{DesiredState, Revision, candidate};
+use crate::resource::chain;
+
+/// What is remembered about revisions, under the key `revisions` of the record.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Revisions {
+    /// The revision that resources are held to.
+    pub in_force: Option<Revision>,
+    /// The last revision under which everything converged here.
+    pub last_good: Option<Revision>,
+    /// The newest revision ever accepted: what replaces it must descend from it.
+    pub high_water: Option<Revision>,
+    /// The revision that was backed out because it fails here; it is not taken up again.
+    pub backed_out: Option<Revision>,
+    /// The revision of which a full run has ended: later changes under it are corrective.
+    pub settled: Option<Revision>,
+    /// The newest refused revision.
+    pub refused: Option<Refused>,
+}
+
+/// The policy in force.
+#[derive(Debug)]
+pub struct InForce {
+    /// Its resources, compiled for this host.
+    pub state: DesiredState,
+    /// Who signed it.
+    pub signer: Option<String>,
+}
+
+/// What came of considering a commit.
+#[derive(Debug)]
+pub enum Consideration {
+    /// It is in force already, was backed out, or was refused for the same reason before.
+    Nothing,
+    /// It is refused; the policy in force stays.
+    Refused(Refused),
+    /// It is now in force.
+    Accepted(InForce),
+}
+
+/// Considers the commit that the courier fetched. Nothing that the courier wrote is believed without being checked here.
+/// `revisions` is changed in memory; the caller persists it.
+pub fn consider(
+    paths: &Paths,
+    trust: &TrustSettings,
+    revisions: &mut Revisions,
+    commit: &str,
+    inputs: &Inputs<'_>,
+    now: Timestamp,
+) -> Consideration {
+    let revision = Revision::new(commit);
+    if revisions.in_force.as_ref() == Some(&revision) || revisions.backed_out.as_ref() == Some(&revision) {
+        return Consideration::Nothing;
+    }
+    match examine(paths, trust, revisions, commit, inputs) {
+        Ok((verified, state)) => {
+            if let Err(error) = trust::store(&verified, &paths.policies()) {
+                let reason = format!("cannot keep it on disk: {}", chain(&error));
+                return refuse(revisions, commit, reason, now);
+            }
+            revisions.in_force = Some(revision.clone());
+            revisions.high_water = Some(revision);
+            revisions.backed_out = None;
+            revisions.refused = None;
+            Consideration::Accepted(InForce { state, signer: verified.signer().map(str::to_owned) })
+        }
+        Err(reason) => refuse(revisions, commit, reason, now),
+    }
+}
+
+/// A refusal is reported once for each commit and reason.
+fn refuse(revisions: &mut Revisions, commit: &str, reason: String, now: Timestamp) -> Consideration {
+    if revisions.refused.as_ref().is_some_and(|r| r.revision == commit && r.reason == reason) {
+        return Consideration::Nothing;
+    }
+    let refused = Refused { revision: commit.to_owned(), reason, at: now };
+    revisions.refused = Some(refused.clone());
+    Consideration::Refused(refused)
+}
+
+fn examine(
+    paths: &Paths,
+    trust: &TrustSettings,
+    revisions: &Revisions,
+    commit: &str,
+    inputs: &Inputs<'_>,
+) -> Result<(Verified, DesiredState), String> {
+    let repository = paths.repository();
+    let trust = match trust {
+        TrustSettings::None => Trust::Unsigned,
+        TrustSettings::AllowedSigners(file) => Trust::Signers(read_signers(file)?),
+    };
+    if let Some(high) = &revisions.high_water {
+        let descends = candidate::is_ancestor(&repository, high.as_str(), commit).map_err(|e| chain(&e))?;
+        if !descends {
+            return Err(format!(
+                "it does not descend from {}, the newest revision accepted here: history was rewritten or moved backwards\n\
+                 hint: push a commit on top of the accepted one; `git revert` goes back without rewriting history",
+                high.short()
+            ));
+        }
+    }
+    let candidate = candidate::from_commit(&repository, commit).map_err(|e| chain(&e))?;
+    let verified = trust::verify(candidate, &trust, Timestamp::now()).map_err(|e| chain(&e))?;
+    let compiled = compile::compile(&verified, inputs).map_err(|diagnostics| diagnostics.render(false))?;
+    Ok((verified, compiled.state))
+}
+
+fn read_signers(file: &Path) -> Result<AllowedSigners, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| format!("cannot read the allowed signers in `{}`: {e}", file.display()))?;
+    AllowedSigners::parse(&text).map_err(|e| format!("in `{}`: {}", file.display(), chain(&e)))
+}
+
+/// Loads a revision that was verified and stored earlier.
+pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
+    let verified = trust::load_stored(&paths.policies().join(revision.as_str())).map_err(|e| chain(&e))?;
+    let compiled = compile::compile(&verified, inputs).map_err(|diagnostics| diagnostics.render(false))?;
+    Ok(InForce { state: compiled.state, signer: verified.signer().map(str::to_owned) })
+}

@@ -1,0 +1,155 @@
+//! What `rekindle status` shows: one value, published by the worker after every change and answered from memory, so that
+//! a run that takes minutes never keeps an operator waiting.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::converge::DebtReport;
+use crate::resource::ResourceId;
+use crate::spool::{CourierState, FetchResult};
+
+/// The state of the agent and its host. Its JSON is stable; fields are only ever added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Format version, 1.
+    pub version: u32,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Process id of the running agent; `None` when the state was read from disk.
+    pub pid: Option<u32>,
+    /// When the agent started.
+    pub started: Option<Timestamp>,
+    /// The host's name.
+    pub host: String,
+    /// `enforce` or `noop`.
+    pub mode: String,
+    /// The policy in force.
+    pub policy: Option<PolicyStatus>,
+    /// The newest revision that was refused, and why.
+    pub refused: Option<Refused>,
+    /// Health.
+    pub health: HealthStatus,
+    /// Resources by their last verdict.
+    pub resources: Counts,
+    /// Resources that are not in sync, with the reason.
+    pub out_of_sync: BTreeMap<ResourceId, String>,
+    /// Restarts and reloads owed.
+    pub debts: Vec<DebtReport>,
+    /// Pauses in force.
+    pub pauses: Vec<PauseStatus>,
+    /// Paths that are not watched by events, with the reason. Empty is good.
+    pub degraded_watches: Vec<String>,
+    /// Watched paths.
+    pub n_watched: usize,
+    /// What the agent does right now; empty when idle.
+    pub activity: String,
+    /// The last run.
+    pub last_run: Option<LastRun>,
+    /// Repairs since the agent started.
+    pub n_repairs: u64,
+    /// Messages that wait for delivery.
+    pub outbox: usize,
+    /// The last pull of the policy.
+    pub fetch: Option<FetchResult>,
+    /// Delivery, as the courier last reported it.
+    pub courier: Option<CourierState>,
+    /// What went wrong inside the agent without stopping it, newest last.
+    pub warnings: Vec<String>,
+}
+
+/// The policy in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its name.
+    pub name: String,
+    /// Its revision.
+    pub revision: String,
+    /// Who signed it, when that was checked.
+    pub signer: Option<String>,
+    /// The last revision that converged here.
+    pub last_good: Option<String>,
+}
+
+/// A revision that was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Which.
+    pub revision: String,
+    /// Why, in full.
+    pub reason: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Health, for people and machines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// The word for the state.
+    pub state: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// What fails.
+    pub failing: BTreeMap<ResourceId, FailureStatus>,
+    /// Id of the open reimage request.
+    pub request: Option<String>,
+}
+
+/// One failing resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailureStatus {
+    /// When it first failed.
+    pub since: Timestamp,
+    /// Attempts so far.
+    pub attempts: u32,
+    /// The last error, in full.
+    pub error: String,
+}
+
+/// Resources by their last verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// In the policy.
+    pub total: usize,
+    /// In sync.
+    pub in_sync: usize,
+    /// Out of sync and left alone, by policy, mode or pause.
+    pub drifted: usize,
+    /// Could not be put in sync.
+    pub failed: usize,
+    /// Could not be observed.
+    pub indeterminate: usize,
+    /// Blocked by another.
+    pub skipped: usize,
+}
+
+/// One pause.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PauseStatus {
+    /// Its number, for `rekindle resume`.
+    pub id: i64,
+    /// When it ends.
+    pub until: Timestamp,
+    /// Who asked.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// Which resources; empty means all.
+    pub only: Vec<ResourceId>,
+}
+
+/// The last run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastRun {
+    /// When it began.
+    pub started: Timestamp,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+    /// Whether it looked at everything.
+    pub full: bool,
+    /// Resources that it changed.
+    pub changed: usize,
+    /// Resources that failed in it.
+    pub failed: usize,
+}

@@ -1,0 +1,819 @@
+//! The one thread that owns the host, the record and the health: runs happen here, one at a time.
+//!
+//! The event loop sends [`Task`]s and gets [`Event`]s back; it never touches what this thread owns. State is persisted before
+//! an effect of it leaves this process, so that a kill at any point repeats a message at worst and never loses one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::alerts::Speaker;
+use super::random_id;
+use super::revisions::{self, Consideration, InForce, Revisions};
+use super::status::{Counts, FailureStatus, HealthStatus, LastRun, PauseStatus, PolicyStatus, Status};
+use crate::config::{self, Settings};
+use crate::converge::health::{Answer, Effect, Health, Input, MayAsk, State};
+use crate::converge::{self, Cause, Outcome, RunReport, Scope};
+use crate::host::{self, Host};
+use crate::policy::compile::Inputs;
+use crate::policy::facts::{Facts, HostView};
+use crate::record::{HistoryFilter, Pause, Record, RunLock};
+use crate::resource::{OnDrift, ResourceId, UnitName, chain};
+use crate::spool::{
+    Alert, CheckInState, CourierState, Event as AlertEvent, FetchResult, Outgoing, OutgoingBody, ReimageCall,
+    ReimageReply, Spool,
+};
+use crate::watch::Interest;
+
+/// Something for the worker to do.
+#[derive(Debug)]
+pub enum Task {
+    /// Converge.
+    Run {
+        /// What to look at.
+        scope: Scope,
+        /// Resources that are only to be reported, and why: the back-off of fights.
+        held: BTreeMap<ResourceId, String>,
+    },
+    /// The courier wrote something.
+    Inbox,
+    /// An operator asks for a reimage.
+    Reimage {
+        /// Their reason.
+        reason: String,
+        /// The request's id, or why there is none.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// The configuration was read again.
+    Reload(Box<Settings>),
+    /// End after the step in hand.
+    Stop,
+}
+
+/// What the worker tells the event loop.
+#[derive(Debug)]
+pub enum Event {
+    /// Another policy is in force: watch this.
+    Watch {
+        /// Paths and what they belong to.
+        interests: Vec<Interest>,
+        /// Units.
+        units: Vec<UnitName>,
+    },
+    /// A run ended.
+    Ran {
+        /// What it did.
+        report: Box<RunReport>,
+        /// When a pause ends or is to be announced, if one does.
+        wake: Option<Timestamp>,
+    },
+    /// Everything is to be looked at now.
+    RunEverything,
+    /// A run was asked for and could not be made: no policy is in force any more, or the lock cannot be used.
+    Idle,
+}
+
+/// What both threads see.
+#[derive(Debug)]
+pub struct Shared {
+    status: Mutex<Status>,
+    /// Set once: end after the step in hand.
+    pub stop: AtomicBool,
+}
+
+impl Shared {
+    /// Wraps the first status.
+    pub fn new(status: Status) -> Self {
+        Self { status: Mutex::new(status), stop: AtomicBool::new(false) }
+    }
+
+    /// The status now. A poisoned lock cannot happen: a panic ends the process.
+    pub fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The owner of everything durable. See the module's text.
+#[derive(Debug)]
+pub struct Worker {
+    pub(super) settings: Settings,
+    pub(super) facts: Facts,
+    host: Host,
+    pub(super) record: Record,
+    pub(super) outbox: Spool,
+    inbox: Spool,
+    in_force: Option<InForce>,
+    pub(super) revisions: Revisions,
+    pub(super) health: Health,
+    verdicts: BTreeMap<ResourceId, Verdict>,
+    n_repairs: u64,
+    known_pauses: BTreeMap<i64, Pause>,
+    announced_pauses: BTreeSet<i64>,
+    debts: Vec<converge::DebtReport>,
+    checkin: Option<CheckInState>,
+    shared: Arc<Shared>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+/// The last verdict on a resource.
+#[derive(Debug, Clone, PartialEq)]
+enum Verdict {
+    InSync,
+    Left(String),
+    Failed(String),
+    Indeterminate(String),
+    Skipped(String),
+}
+
+/// Keys of small values in the record.
+const KEY_HEALTH: &str = "health";
+const KEY_REVISIONS: &str = "revisions";
+const KEY_ALERTED: &str = "alerted";
+const KEY_BORN: &str = "born_converged";
+
+impl Worker {
+    /// Opens everything. Nothing is changed on the host yet.
+    pub fn open(settings: Settings, shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) -> anyhow::Result<Self> {
+        let host = Host::open(&settings.paths.root)?;
+        let opened = Record::open(&settings.paths.state)?;
+        if let Some(set_aside) = &opened.set_aside {
+            let text =
+                format!("the state database was damaged: set aside as `{}`, a new one was made", set_aside.display());
+            error!("{text}");
+            shared.status().warnings.push(text);
+        }
+        let record = opened.record;
+        let now = Timestamp::now();
+        let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
+        let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
+        let facts = host::facts::gather(&host.root);
+        let worker = Self {
+            outbox: Spool::open(&settings.paths.outbox())?,
+            inbox: Spool::open(&settings.paths.inbox())?,
+            facts,
+            host,
+            record,
+            in_force: None,
+            revisions,
+            health,
+            verdicts: BTreeMap::new(),
+            n_repairs: 0,
+            known_pauses: BTreeMap::new(),
+            announced_pauses: BTreeSet::new(),
+            debts: Vec::new(),
+            checkin: None,
+            shared,
+            events,
+            settings,
+        };
+        worker.publish();
+        Ok(worker)
+    }
+
+    /// Works until told to stop, or until the event loop is gone.
+    pub fn run(mut self, tasks: &Receiver<Task>) {
+        self.recover();
+        self.load_policy();
+        self.read_inbox();
+        self.announce(AlertEvent::AgentStarted, format!("rekindle {} started", env!("CARGO_PKG_VERSION")));
+        self.tell(Event::RunEverything);
+        self.publish();
+        while let Ok(task) = tasks.recv() {
+            match task {
+                Task::Run { scope, held } => self.converge(scope, &held),
+                Task::Inbox => self.read_inbox(),
+                Task::Reimage { reason, reply } => {
+                    let answer = self.ask_for_reimage(reason);
+                    // The operator may have gone away; the request stands all the same.
+                    drop(reply.send(answer));
+                }
+                Task::Reload(settings) => self.reload(*settings),
+                Task::Stop => break,
+            }
+            if self.shared.stop.load(Ordering::SeqCst) {
+                break;
+            }
+            self.publish();
+        }
+    }
+
+    /// Takes up what an earlier process left: untold repairs, and an open request.
+    fn recover(&mut self) {
+        let alerted: i64 = recall(&self.record, KEY_ALERTED).unwrap_or(0);
+        match self.record.history(&HistoryFilter { limit: 1000, ..HistoryFilter::default() }) {
+            Ok(mut entries) => {
+                entries.retain(|e| {
+                    e.id > alerted
+                        && e.cause != Cause::NewRevision
+                        && matches!(e.outcome.as_str(), "changed" | "interrupted")
+                });
+                entries.sort_by_key(|e| e.id);
+                if let Some(alert) = self.speaker().recovered(&entries, Timestamp::now()) {
+                    self.enqueue(OutgoingBody::Alert(alert));
+                }
+                if let Some(last) = entries.last() {
+                    self.remember(KEY_ALERTED, &last.id);
+                }
+            }
+            Err(error) => self.warn(format!("cannot read the history: {}", chain(&error))),
+        }
+        let again = match &self.health.state {
+            State::Requested(request) => Some(Effect::Ask(request.clone())),
+            State::Draining(request) => Some(Effect::Drain(request.clone())),
+            State::HandedOver(request) => Some(Effect::HandOver(request.clone())),
+            State::Unknown
+            | State::Converged
+            | State::Degraded
+            | State::OnLastGood { .. }
+            | State::Failing
+            | State::Granted(_) => None,
+        };
+        if let Some(effect) = again {
+            self.carry_out(vec![effect], None);
+        }
+    }
+
+    /// Puts the recorded revision in force again.
+    fn load_policy(&mut self) {
+        let Some(revision) = self.revisions.in_force.clone() else { return };
+        let view = host::facts::view(&self.host);
+        match revisions::load(&self.settings.paths, &revision, &self.inputs(&view)) {
+            Ok(in_force) => self.put_in_force(in_force),
+            Err(reason) => {
+                self.warn(format!("cannot load the policy in force, {}: {reason}", revision.short()));
+                // Forgotten, so that the same commit is considered again; the high-water mark stays.
+                self.revisions.in_force = None;
+            }
+        }
+    }
+
+    fn inputs<'a>(&'a self, view: &'a HostView) -> Inputs<'a> {
+        Inputs { facts: &self.facts, roles: &self.settings.roles, host: Some(view) }
+    }
+
+    pub(super) fn put_in_force(&mut self, in_force: InForce) {
+        let revision = in_force.state.revision().clone();
+        info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
+        self.verdicts.clear();
+        self.debts.clear();
+        let (health, effects) =
+            self.health.clone().next(Input::NewRevision(&revision), &self.settings.health, Timestamp::now(), random_id);
+        self.health = health;
+        self.remember_health();
+        let (interests, units) = self.interests(&in_force);
+        self.in_force = Some(in_force);
+        self.tell(Event::Watch { interests, units });
+        self.carry_out(effects, None);
+        self.publish();
+    }
+
+    /// What to watch for the resources of a policy.
+    fn interests(&self, in_force: &InForce) -> (Vec<Interest>, Vec<UnitName>) {
+        let root = self.host.root.path();
+        let below = |path: &std::path::Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let databases = self.host.packages.database_paths();
+        let mut interests = Vec::new();
+        let mut units = Vec::new();
+        let mut watch = |path: PathBuf, id: &ResourceId| interests.push(Interest { path, resource: id.clone() });
+        for resource in in_force.state.resources() {
+            let watched = resource.watched();
+            for path in &watched.paths {
+                watch(below(path.as_path()), &resource.id);
+            }
+            if watched.accounts {
+                for path in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"] {
+                    watch(below(std::path::Path::new(path)), &resource.id);
+                }
+            }
+            if watched.packages {
+                for path in &databases {
+                    watch(path.clone(), &resource.id);
+                }
+            }
+            if let Some(unit) = watched.unit {
+                units.push(unit);
+            }
+        }
+        (interests, units)
+    }
+
+    /// Reads what the courier wrote. A file that cannot be read is reported and set aside by the spool; it never stops anything.
+    fn read_inbox(&mut self) {
+        match self.inbox.read_slot::<FetchResult>() {
+            Ok(Some(fetch)) => {
+                if let Some(commit) = fetch.commit.clone() {
+                    self.consider(&commit);
+                }
+                self.shared.status().fetch = Some(fetch);
+            }
+            Ok(None) => {}
+            Err(error) => self.warn(chain(&error)),
+        }
+        match self.inbox.read_slot::<ReimageReply>() {
+            Ok(Some(reply)) => self.take_reply(reply),
+            Ok(None) => {}
+            Err(error) => self.warn(chain(&error)),
+        }
+        match self.inbox.read_slot::<CourierState>() {
+            Ok(state) => self.shared.status().courier = state,
+            Err(error) => self.warn(chain(&error)),
+        }
+    }
+
+    fn consider(&mut self, commit: &str) {
+        let Some(policy) = self.settings.policy.clone() else { return };
+        let view = host::facts::view(&self.host);
+        let mut revisions = self.revisions.clone();
+        let now = Timestamp::now();
+        let inputs = self.inputs(&view);
+        let consideration =
+            revisions::consider(&self.settings.paths, &policy.trust, &mut revisions, commit, &inputs, now);
+        match consideration {
+            Consideration::Nothing => {}
+            Consideration::Refused(refused) => {
+                self.revisions = revisions;
+                self.remember_revisions();
+                warn!(revision = refused.revision, "policy refused: {}", refused.reason);
+                let summary = format!("refused revision {}: {}", Short(&refused.revision), refused.reason);
+                self.announce(AlertEvent::PolicyRejected, summary);
+            }
+            Consideration::Accepted(in_force) => {
+                let previous = self.revisions.in_force.clone();
+                self.revisions = revisions;
+                self.remember_revisions();
+                self.forget_policies(previous);
+                let summary = format!(
+                    "revision {} is in force with {} resources{}",
+                    in_force.state.revision().short(),
+                    in_force.state.resources().len(),
+                    in_force.signer.as_ref().map_or(String::new(), |who| format!(", signed by {who}")),
+                );
+                self.put_in_force(in_force);
+                self.announce(AlertEvent::PolicyAccepted, summary);
+                self.tell(Event::RunEverything);
+            }
+        }
+    }
+
+    /// Removes the tree of a revision that is neither in force nor the last good one.
+    fn forget_policies(&self, candidate: Option<crate::policy::Revision>) {
+        let Some(old) = candidate else { return };
+        if Some(&old) == self.revisions.in_force.as_ref() || Some(&old) == self.revisions.last_good.as_ref() {
+            return;
+        }
+        if let Err(error) = crate::policy::trust::forget(&self.settings.paths.policies(), &old) {
+            self.warn(format!("cannot remove the old policy {}: {}", old.short(), chain(&error)));
+        }
+    }
+
+    fn take_reply(&mut self, reply: ReimageReply) {
+        let answer = match reply.state.as_str() {
+            "awaiting_ready" => Answer::Granted,
+            "denied" | "cancelled" | "expired" | "failed" | "quarantined" => Answer::Ended {
+                why: reply.reason.map_or_else(|| reply.state.clone(), |reason| format!("{}: {reason}", reply.state)),
+                retry_after: reply.retry_after,
+            },
+            // Undecided, under way, or a word of a newer endpoint: nothing to do but wait.
+            _ => Answer::Open,
+        };
+        let input = Input::Answer { request: &reply.request, answer };
+        let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
+        self.adopt(health, effects, None);
+    }
+
+    fn ask_for_reimage(&mut self, reason: String) -> Result<String, String> {
+        if self.settings.reimage.is_none() {
+            return Err("no endpoint is configured: set `[reimage] endpoint` in agent.toml".to_owned());
+        }
+        if let Some(open) = self.health.request() {
+            return Err(format!("a request is open already: {} ({})", open.id, open.summary));
+        }
+        let input = Input::Operator { reason };
+        let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
+        self.adopt(health, effects, None);
+        self.health.request().map(|r| r.id.clone()).ok_or_else(|| "the request could not be made".to_owned())
+    }
+
+    /// Takes up a new health: persisted first, carried out second.
+    fn adopt(&mut self, health: Health, effects: Vec<Effect>, report: Option<&RunReport>) {
+        if health != self.health {
+            if health.word() != self.health.word() {
+                info!(from = self.health.word(), to = health.word(), "health");
+            }
+            self.health = health;
+            self.remember_health();
+        }
+        self.carry_out(effects, report);
+        self.write_checkin();
+    }
+
+    fn converge(&mut self, scope: Scope, held: &BTreeMap<ResourceId, String>) {
+        let Some(in_force) = self.in_force.take() else {
+            self.tell(Event::Idle);
+            return;
+        };
+        self.shared.status().activity = "converging".to_owned();
+        let report = self.converge_under_lock(&in_force, scope, held);
+        self.in_force = Some(in_force);
+        self.shared.status().activity = String::new();
+        match report {
+            Ok(report) => {
+                self.take_report(&report);
+                let wake = self.next_wake();
+                self.tell(Event::Ran { report: Box::new(report), wake });
+            }
+            Err(error) => {
+                self.warn(format!("cannot run: {error:#}"));
+                self.tell(Event::Idle);
+            }
+        }
+    }
+
+    fn converge_under_lock(
+        &mut self,
+        in_force: &InForce,
+        scope: Scope,
+        held: &BTreeMap<ResourceId, String>,
+    ) -> anyhow::Result<RunReport> {
+        let _lock = RunLock::wait(&self.settings.paths.runtime, "agent")?;
+        let now = Timestamp::now();
+        let pauses = self.record.pauses(now)?;
+        self.note_pauses(&pauses, now);
+        let hold = |id: &ResourceId| {
+            pauses
+                .iter()
+                .find(|p| p.only.is_empty() || p.only.contains(id))
+                .map(|p| format!("paused until {} by {}: {}", p.until, p.by, p.reason))
+                .or_else(|| held.get(id).cloned())
+        };
+        let cause = if self.revisions.settled.as_ref() == Some(in_force.state.revision()) {
+            Cause::Drift
+        } else {
+            Cause::NewRevision
+        };
+        let request =
+            converge::Request { desired: &in_force.state, scope, cause, mode: self.settings.mode, hold: &hold };
+        let mut context = converge::Context { host: &mut self.host, record: &mut self.record, stop: &self.shared.stop };
+        Ok(converge::converge(&mut context, &request))
+    }
+
+    fn take_report(&mut self, report: &RunReport) {
+        let now = Timestamp::now();
+        let fresh = self.update_verdicts(report);
+        self.debts.clone_from(&report.debts);
+        let speaker = self.speaker();
+        let repaired = speaker.repaired(report, now);
+        if report.cause == Cause::Drift {
+            self.n_repairs = self.n_repairs.saturating_add(u64::try_from(report.changed().count()).unwrap_or(0));
+        }
+        for alert in repaired.into_iter().chain(speaker.reported(report, &fresh, now)) {
+            self.enqueue(OutgoingBody::Alert(alert));
+        }
+        if let Some(last) = report.resources.iter().filter_map(|r| r.step).max() {
+            self.remember(KEY_ALERTED, &last);
+        }
+        self.announce_expiring(report, now);
+        if report.full && !report.interrupted && self.revisions.settled.as_ref() != Some(&report.revision) {
+            self.revisions.settled = Some(report.revision.clone());
+            self.remember_revisions();
+        }
+        let may_ask = if self.settings.reimage.is_some()
+            && self.settings.mode == config::Mode::Enforce
+            && self.known_pauses.is_empty()
+        {
+            MayAsk::Yes
+        } else {
+            MayAsk::No
+        };
+        let tampered = if may_ask == MayAsk::Yes { self.tampered(report) } else { Vec::new() };
+        let last_good = self.revisions.last_good.clone();
+        let input = Input::Report { report, tampered, last_good: last_good.as_ref(), may_ask };
+        let (health, effects) = self.health.clone().next(input, &self.settings.health, now, random_id);
+        let converged = report.full && report.converged_but_reports();
+        self.adopt(health, effects, Some(report));
+        if converged && self.settings.mode == config::Mode::Enforce {
+            self.note_convergence(report);
+        }
+    }
+
+    /// Everything converged: this revision is good here, and a reborn host may say so.
+    fn note_convergence(&mut self, report: &RunReport) {
+        if self.revisions.last_good.as_ref() != Some(&report.revision) {
+            let old = self.revisions.last_good.replace(report.revision.clone());
+            self.remember_revisions();
+            self.forget_policies(old);
+        }
+        if recall::<bool>(&self.record, KEY_BORN).is_none() {
+            if self.settings.reimage.is_some() {
+                self.enqueue(OutgoingBody::Reimage(ReimageCall::Complete));
+            }
+            self.remember(KEY_BORN, &true);
+            self.write_checkin();
+        }
+    }
+
+    fn tampered(&self, report: &RunReport) -> Vec<ResourceId> {
+        let Some(in_force) = &self.in_force else { return Vec::new() };
+        report
+            .resources
+            .iter()
+            .filter(|r| matches!(r.outcome, Outcome::Reported { .. }))
+            .filter(|r| in_force.state.get(&r.resource).is_some_and(|res| res.on_drift == OnDrift::Reimage))
+            .map(|r| r.resource.clone())
+            .collect()
+    }
+
+    /// Brings the table of verdicts up to date; returns the resources whose drift is newly left alone.
+    fn update_verdicts(&mut self, report: &RunReport) -> Vec<ResourceId> {
+        let mut fresh = Vec::new();
+        if report.full && !report.interrupted {
+            let seen: BTreeSet<&ResourceId> = report.resources.iter().map(|r| &r.resource).collect();
+            self.verdicts.retain(|id, _| seen.contains(id));
+        }
+        for entry in &report.resources {
+            let verdict = match &entry.outcome {
+                Outcome::Unchanged | Outcome::Changed { .. } => Verdict::InSync,
+                Outcome::Reported { why, .. } => Verdict::Left(why.clone()),
+                Outcome::Failed { error, .. } => Verdict::Failed(error.clone()),
+                Outcome::Indeterminate { reason } => Verdict::Indeterminate(reason.clone()),
+                Outcome::Skipped { blocked_by } => Verdict::Skipped(format!("blocked by {blocked_by}")),
+            };
+            let was_left = matches!(self.verdicts.get(&entry.resource), Some(Verdict::Left(_)));
+            if matches!(verdict, Verdict::Left(_)) && !was_left {
+                fresh.push(entry.resource.clone());
+            }
+            self.verdicts.insert(entry.resource.clone(), verdict);
+        }
+        fresh
+    }
+
+    /// Tells people about pauses that began or ended since the last run.
+    fn note_pauses(&mut self, pauses: &[Pause], now: Timestamp) {
+        let current: BTreeMap<i64, Pause> = pauses.iter().map(|p| (p.id, p.clone())).collect();
+        let began: Vec<Pause> = current.values().filter(|p| !self.known_pauses.contains_key(&p.id)).cloned().collect();
+        let ended: Vec<Pause> = self.known_pauses.values().filter(|p| !current.contains_key(&p.id)).cloned().collect();
+        self.known_pauses = current;
+        for pause in began {
+            self.announce(
+                AlertEvent::PauseStarted,
+                format!("repair is paused until {} by {}: {}", pause.until, pause.by, pause.reason),
+            );
+        }
+        for pause in ended {
+            self.announced_pauses.remove(&pause.id);
+            let how = if pause.until <= now { "expired" } else { "was ended early" };
+            self.announce(AlertEvent::PauseEnded, format!("the pause by {} ({}) {how}", pause.by, pause.reason));
+        }
+    }
+
+    /// Before a pause ends, says what will be undone.
+    fn announce_expiring(&mut self, report: &RunReport, now: Timestamp) {
+        let due: Vec<Pause> = self
+            .known_pauses
+            .values()
+            .filter(|p| notice_at(p) <= now && !self.announced_pauses.contains(&p.id))
+            .cloned()
+            .collect();
+        for pause in due {
+            self.announced_pauses.insert(pause.id);
+            let left: Vec<ResourceId> = report
+                .resources
+                .iter()
+                .filter(|r| matches!(r.outcome, Outcome::Reported { .. }))
+                .filter(|r| pause.only.is_empty() || pause.only.contains(&r.resource))
+                .map(|r| r.resource.clone())
+                .collect();
+            let speaker = self.speaker();
+            let summary = format!(
+                "the pause by {} ends at {}; drift in {} resources is then undone",
+                pause.by,
+                pause.until,
+                left.len()
+            );
+            let mut alert = speaker
+                .reported(report, &left, now)
+                .unwrap_or_else(|| speaker.alert(AlertEvent::PauseExpiring, String::new(), Vec::new(), now));
+            alert.event = AlertEvent::PauseExpiring;
+            alert.summary = summary;
+            self.enqueue(OutgoingBody::Alert(alert));
+        }
+    }
+
+    fn next_wake(&self) -> Option<Timestamp> {
+        self.known_pauses
+            .values()
+            .map(|p| if self.announced_pauses.contains(&p.id) { p.until } else { notice_at(p) })
+            .min()
+    }
+
+    fn reload(&mut self, mut settings: Settings) {
+        // The directories are open; they change only with a restart.
+        settings.paths.clone_from(&self.settings.paths);
+        self.settings = settings;
+        self.facts = host::facts::gather(&self.host.root);
+        self.load_policy();
+        self.read_inbox();
+        self.tell(Event::RunEverything);
+    }
+
+    pub(super) fn speaker(&self) -> Speaker {
+        Speaker { host: self.facts.fqdn.clone(), revision: self.revisions.in_force.clone() }
+    }
+
+    pub(super) fn announce(&self, event: AlertEvent, summary: String) {
+        let alert: Alert = self.speaker().alert(event, summary, Vec::new(), Timestamp::now());
+        self.enqueue(OutgoingBody::Alert(alert));
+    }
+
+    /// Queues a message for the courier. A full disk costs the message, never the run: it is said in the log and in `status`.
+    pub(super) fn enqueue(&self, body: OutgoingBody) {
+        let queued = self
+            .outbox
+            .next_id(Timestamp::now(), super::random_u64())
+            .and_then(|id| self.outbox.enqueue(&Outgoing { version: 1, id, body }));
+        if let Err(error) = queued {
+            self.warn(format!("cannot queue a message: {}", chain(&error)));
+        }
+    }
+
+    /// Writes the state that the courier reports, when it changed.
+    pub(super) fn write_checkin(&mut self) {
+        let state = CheckInState {
+            version: 1,
+            revision: self.revisions.in_force.as_ref().map(|r| r.as_str().to_owned()),
+            health: self.health.word().to_owned(),
+            since: self.health.since,
+            failing: self.health.failing.iter().map(|(id, f)| (id.clone(), f.signature.clone())).collect(),
+            n_resources: self
+                .in_force
+                .as_ref()
+                .map_or(0, |p| u32::try_from(p.state.resources().len()).unwrap_or(u32::MAX)),
+            n_repairs: self.n_repairs,
+            request: self.health.request().map(|r| r.id.clone()),
+            born_converged: recall::<bool>(&self.record, KEY_BORN).is_some(),
+        };
+        if self.checkin.as_ref() == Some(&state) {
+            return;
+        }
+        match self.outbox.write_slot(&state) {
+            Ok(()) => self.checkin = Some(state),
+            Err(error) => self.warn(format!("cannot write the check-in: {}", chain(&error))),
+        }
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        // The receiver is gone only while the process ends.
+        drop(self.events.send(event));
+    }
+
+    /// Says what went wrong without stopping anything, in the log and in `status`.
+    pub(super) fn warn(&self, text: String) {
+        warn!("{text}");
+        let mut status = self.shared.status();
+        if status.warnings.last() != Some(&text) {
+            status.warnings.push(text);
+        }
+        let excess = status.warnings.len().saturating_sub(20);
+        status.warnings.drain(..excess);
+    }
+
+    fn remember<T: serde::Serialize>(&mut self, key: &str, value: &T) {
+        if let Err(error) = self.record.save(key, value) {
+            self.warn(format!("cannot record `{key}`: {}", chain(&error)));
+        }
+    }
+
+    fn remember_health(&mut self) {
+        let health = self.health.clone();
+        self.remember(KEY_HEALTH, &health);
+    }
+
+    pub(super) fn remember_revisions(&mut self) {
+        let revisions = self.revisions.clone();
+        self.remember(KEY_REVISIONS, &revisions);
+    }
+
+    pub(super) fn load_last_good(&mut self) -> Option<InForce> {
+        let good = self.revisions.last_good.clone()?;
+        let view = host::facts::view(&self.host);
+        match revisions::load(&self.settings.paths, &good, &self.inputs(&view)) {
+            Ok(in_force) => Some(in_force),
+            Err(reason) => {
+                self.warn(format!("cannot load the last good policy, {}: {reason}", good.short()));
+                None
+            }
+        }
+    }
+
+    pub(super) fn feed_health(&mut self, input: Input<'_>) {
+        let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
+        self.adopt(health, effects, None);
+    }
+
+    /// Publishes the status.
+    fn publish(&self) {
+        let mut status = self.shared.status();
+        status.mode = match self.settings.mode {
+            config::Mode::Enforce => "enforce".to_owned(),
+            config::Mode::Noop => "noop".to_owned(),
+        };
+        status.host.clone_from(&self.facts.fqdn);
+        status.policy = self.in_force.as_ref().map(|p| PolicyStatus {
+            name: p.state.name().to_owned(),
+            revision: p.state.revision().as_str().to_owned(),
+            signer: p.signer.clone(),
+            last_good: self.revisions.last_good.as_ref().map(|r| r.as_str().to_owned()),
+        });
+        status.refused.clone_from(&self.revisions.refused);
+        status.health = health_status(&self.health);
+        let mut counts =
+            Counts { total: self.in_force.as_ref().map_or(0, |p| p.state.resources().len()), ..Counts::default() };
+        status.out_of_sync.clear();
+        for (id, verdict) in &self.verdicts {
+            let (count, why) = match verdict {
+                Verdict::InSync => {
+                    counts.in_sync += 1;
+                    continue;
+                }
+                Verdict::Left(why) => (&mut counts.drifted, format!("drifted, left: {why}")),
+                Verdict::Failed(error) => (&mut counts.failed, format!("failed: {error}")),
+                Verdict::Indeterminate(why) => (&mut counts.indeterminate, format!("could not be told: {why}")),
+                Verdict::Skipped(why) => (&mut counts.skipped, format!("skipped: {why}")),
+            };
+            *count += 1;
+            status.out_of_sync.insert(id.clone(), why);
+        }
+        status.resources = counts;
+        status.debts.clone_from(&self.debts);
+        status.pauses = self.known_pauses.values().map(pause_status).collect();
+        status.n_repairs = self.n_repairs;
+        status.outbox = self.outbox.list().map_or(0, |ids| ids.len());
+    }
+
+    pub(super) fn note_last_run(&self, report: &RunReport) {
+        self.shared.status().last_run = Some(LastRun {
+            started: report.started,
+            duration_us: report.duration_us,
+            full: report.full,
+            changed: report.changed().count(),
+            failed: report.failed().count(),
+        });
+    }
+}
+
+/// The health as `status` shows it.
+pub(super) fn health_status(health: &Health) -> HealthStatus {
+    HealthStatus {
+        state: health.word().to_owned(),
+        since: health.since,
+        failing: health
+            .failing
+            .iter()
+            .map(|(id, f)| (id.clone(), FailureStatus { since: f.since, attempts: f.attempts, error: f.error.clone() }))
+            .collect(),
+        request: health.request().map(|r| r.id.clone()),
+    }
+}
+
+/// A pause as `status` shows it.
+pub(super) fn pause_status(pause: &Pause) -> PauseStatus {
+    PauseStatus {
+        id: pause.id,
+        until: pause.until,
+        by: pause.by.clone(),
+        reason: pause.reason.clone(),
+        only: pause.only.clone(),
+    }
+}
+
+/// When the end of a pause is announced: a tenth of its length before, five minutes at most.
+fn notice_at(pause: &Pause) -> Timestamp {
+    let tenth = pause.until.duration_since(pause.from).as_secs().checked_div(10).unwrap_or(0).clamp(0, 300);
+    pause.until.checked_sub(SignedDuration::from_secs(tenth)).unwrap_or(pause.until)
+}
+
+/// Reads a small value; one that cannot be read is as good as none, and said so.
+fn recall<T: serde::de::DeserializeOwned>(record: &Record, key: &str) -> Option<T> {
+    match record.load(key) {
+        Ok(value) => value,
+        Err(error) => {
+            warn!(key, "cannot read a recorded value: {}", chain(&error));
+            None
+        }
+    }
+}
+
+/// The first twelve characters of an id.
+struct Short<'a>(&'a str);
+
+impl std::fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.get(..12).unwrap_or(self.0))
+    }
+}

@@ -1,0 +1,313 @@
+//! `check`, `plan`, `apply`: what a policy says, what it would change, and changing it once.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::output::{BAD, BOLD, DIM, GOOD, WARN, changes_text, paint, span};
+use super::{CliError, Global, Out, Outcome, exit, resource_id, settings};
+use crate::agent::revisions::{self, Revisions};
+use crate::config::{self, Paths, Settings};
+use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope};
+use crate::host::{self, Host};
+use crate::policy::compile::{self, Compiled, Inputs};
+use crate::policy::diagnostic::Diagnostics;
+use crate::policy::facts::Facts;
+use crate::policy::trust::{self, Trust};
+use crate::policy::{DesiredState, candidate};
+use crate::record::{Record, RunLock};
+use crate::resource::{ResourceId, chain};
+
+/// Arguments of `rekindle check`.
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Directory of the policy
+    #[arg(default_value = ".")]
+    directory: PathBuf,
+    /// Compile for a host with these roles
+    #[arg(long, value_delimiter = ',', value_name = "ROLE")]
+    roles: Vec<String>,
+    /// Compile for the host whose facts are in this JSON file, instead of this host
+    #[arg(long, value_name = "FILE")]
+    facts: Option<PathBuf>,
+}
+
+/// Which policy, on which host.
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    /// Use the policy in this directory instead of the one in force
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// Work on the image tree in this directory instead of the running host
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Roles, instead of those in the configuration
+    #[arg(long, value_delimiter = ',', value_name = "ROLE")]
+    roles: Option<Vec<String>>,
+    /// Look only at this resource, and what it requires
+    #[arg(long, value_name = "KIND[NAME]", value_parser = resource_id)]
+    only: Vec<ResourceId>,
+}
+
+/// Arguments of `rekindle plan`.
+#[derive(Debug, Args)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Arguments of `rekindle apply`.
+#[derive(Debug, Args)]
+pub(super) struct Apply {
+    #[command(flatten)]
+    target: Target,
+    /// Compute and report the plan, change nothing
+    #[arg(long)]
+    noop: bool,
+}
+
+/// Validates a policy.
+pub(super) fn check(args: &Check, out: &mut Out) -> Outcome {
+    let live = Host::open(Path::new("/"))?;
+    let (facts, view) = match &args.facts {
+        Some(file) => (read_facts(file)?, None),
+        None => (host::facts::gather(&live.root), None),
+    };
+    let inputs = Inputs { facts: &facts, roles: &args.roles, host: view.as_ref() };
+    let candidate = candidate::from_directory(&args.directory)?;
+    let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
+    match compile::compile(&verified, &inputs) {
+        Ok(compiled) => {
+            let n = compiled.state.resources().len();
+            if out.is_json() {
+                let warnings = Diagnostics::from(compiled.warnings);
+                out.value(&json!({ "version": 1, "valid": true, "policy": compiled.state.name(), "resources": n,
+                    "errors": [], "warnings": warnings.to_json() }))?;
+            } else {
+                print_warnings(compiled.warnings, out)?;
+                out.line(format_args!("{GOOD}valid{GOOD:#}: {} with {n} resources", compiled.state.name()))?;
+            }
+            Ok(exit::OK)
+        }
+        Err(errors) => {
+            if out.is_json() {
+                out.value(&json!({ "version": 1, "valid": false, "errors": errors.to_json() }))?;
+            } else {
+                out.line(errors.render(out.has_color()))?;
+                let n = errors.len();
+                out.line(format_args!("{BAD}invalid{BAD:#}: {n} error{}", if n == 1 { "" } else { "s" }))?;
+            }
+            Ok(exit::INVALID)
+        }
+    }
+}
+
+fn print_warnings(warnings: Vec<crate::policy::diagnostic::Diagnostic>, out: &mut Out) -> Result<(), CliError> {
+    if !warnings.is_empty() {
+        let text = Diagnostics::from(warnings).render(out.has_color());
+        out.line(text)?;
+    }
+    Ok(())
+}
+
+fn read_facts(file: &Path) -> Result<Facts, CliError> {
+    let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("cannot read `{}`: {e}", file.display()))?;
+    serde_json::from_str(&text).map_err(|e| CliError::from(anyhow::anyhow!("`{}` holds no facts: {e}", file.display())))
+}
+
+/// Everything that `plan` and `apply` need.
+struct Prepared {
+    settings: Settings,
+    host: Host,
+    state: DesiredState,
+    scope: Scope,
+}
+
+fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, CliError> {
+    let mut settings = settings(global)?;
+    if let Some(root) = &target.root {
+        let root = std::fs::canonicalize(root).map_err(|e| anyhow::anyhow!("cannot open `{}`: {e}", root.display()))?;
+        // An image keeps its own record: nothing outside the tree is touched.
+        settings.paths = Paths { state: root.join("var/lib/rekindle"), runtime: root.join("var/lib/rekindle"), root };
+    }
+    if let Some(roles) = &target.roles {
+        settings.roles.clone_from(roles);
+    }
+    let host = match &target.root {
+        Some(_) => Host::at(&settings.paths.root)?,
+        None => Host::open(&settings.paths.root)?,
+    };
+    let facts = host::facts::gather(&host.root);
+    let view = host::facts::view(&host);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: Some(&view) };
+    let state = match &target.policy {
+        Some(directory) => {
+            let candidate = candidate::from_directory(directory)?;
+            let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
+            match compile::compile(&verified, &inputs) {
+                Ok(Compiled { state, warnings, .. }) => {
+                    if !out.is_json() {
+                        print_warnings(warnings, out)?;
+                    }
+                    state
+                }
+                Err(errors) => {
+                    out.line(errors.render(out.has_color()))?;
+                    out.flush()?;
+                    return Err(anyhow::anyhow!("the policy in `{}` is invalid", directory.display()).into());
+                }
+            }
+        }
+        None => in_force(&settings.paths, &inputs)?,
+    };
+    for id in &target.only {
+        if state.get(id).is_none() {
+            return Err(anyhow::anyhow!("the policy has no {id}").into());
+        }
+    }
+    let scope =
+        if target.only.is_empty() { Scope::Everything } else { Scope::Only(target.only.iter().cloned().collect()) };
+    Ok(Prepared { settings, host, state, scope })
+}
+
+fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError> {
+    let record = Record::open_read_only(&paths.state)?;
+    let revisions: Revisions = record.load("revisions")?.unwrap_or_default();
+    let Some(revision) = revisions.in_force else {
+        return Err(anyhow::anyhow!(
+            "no policy is in force on this host yet\nhint: name one with --policy DIR, or set `[policy] url` in agent.toml"
+        )
+        .into());
+    };
+    let in_force = revisions::load(paths, &revision, inputs).map_err(anyhow::Error::msg)?;
+    Ok(in_force.state)
+}
+
+/// Shows what would change.
+pub(super) fn plan(global: &Global, args: &Plan, out: &mut Out) -> Outcome {
+    let prepared = prepare(global, &args.target, out)?;
+    show_plan(&prepared, out)
+}
+
+fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
+    let request = converge::Request {
+        desired: &prepared.state,
+        scope: prepared.scope.clone(),
+        cause: Cause::Operator,
+        mode: config::Mode::Noop,
+        hold: &converge::hold_nothing,
+    };
+    let plan = converge::observe_and_plan(&prepared.host, None, &request);
+    if out.is_json() {
+        out.value(&plan.to_json())?;
+    } else {
+        out.text(&paint(&plan.to_text(), out.has_color()))?;
+    }
+    Ok(if plan.is_empty() {
+        exit::OK
+    } else if plan.steps.is_empty() && plan.owed.is_empty() {
+        exit::UNKNOWN
+    } else {
+        exit::DRIFT
+    })
+}
+
+/// Converges once.
+pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
+    let mut prepared = prepare(global, &args.target, out)?;
+    if args.noop || prepared.settings.mode == config::Mode::Noop {
+        return show_plan(&prepared, out);
+    }
+    let paths = &prepared.settings.paths;
+    let mut record = Record::open(&paths.state)?.record;
+    let _lock = RunLock::acquire(&paths.runtime, "apply", Duration::from_secs(10))
+        .map_err(|held| CliError::refused(chain(&held)))?;
+    let now = Timestamp::now();
+    if let Some(pause) = record.pauses(now)?.into_iter().find(|p| p.only.is_empty()) {
+        return Err(CliError::refused(format!(
+            "repair is paused until {} by {}: {}\nhint: `rekindle resume` ends the pause",
+            pause.until, pause.by, pause.reason
+        )));
+    }
+    let pauses = record.pauses(now)?;
+    let hold = |id: &ResourceId| {
+        pauses.iter().find(|p| p.only.contains(id)).map(|p| format!("paused until {} by {}", p.until, p.by))
+    };
+    let stop = AtomicBool::new(false);
+    let request = converge::Request {
+        desired: &prepared.state,
+        scope: prepared.scope.clone(),
+        cause: Cause::Operator,
+        mode: config::Mode::Enforce,
+        hold: &hold,
+    };
+    let mut context = converge::Context { host: &mut prepared.host, record: &mut record, stop: &stop };
+    let report = converge::converge(&mut context, &request);
+    show_report(&report, out)?;
+    let unknown = report.resources.iter().any(|r| matches!(r.outcome, ResourceOutcome::Indeterminate { .. }));
+    Ok(if report.converged() {
+        exit::OK
+    } else if unknown && report.failed().next().is_none() {
+        exit::UNKNOWN
+    } else {
+        exit::DRIFT
+    })
+}
+
+fn show_report(report: &RunReport, out: &mut Out) -> Result<(), CliError> {
+    if out.is_json() {
+        let mut value = serde_json::to_value(report)?;
+        if let Some(object) = value.as_object_mut() {
+            object.insert("version".to_owned(), json!(1));
+            object.insert("converged".to_owned(), json!(report.converged()));
+        }
+        out.value(&value)?;
+        return Ok(());
+    }
+    for entry in &report.resources {
+        let id = &entry.resource;
+        match &entry.outcome {
+            ResourceOutcome::Unchanged => {}
+            ResourceOutcome::Changed { changes, .. } => {
+                out.line(format_args!("{GOOD}changed{GOOD:#}  {BOLD}{id}{BOLD:#}"))?;
+                out.text(&changes_text(changes, out.has_color()))?;
+            }
+            ResourceOutcome::Reported { why, changes, .. } => {
+                out.line(format_args!("{WARN}left{WARN:#}     {BOLD}{id}{BOLD:#}: {why}"))?;
+                out.text(&changes_text(changes, out.has_color()))?;
+            }
+            ResourceOutcome::Failed { error, .. } => {
+                out.line(format_args!("{BAD}failed{BAD:#}   {BOLD}{id}{BOLD:#}: {error}"))?;
+            }
+            ResourceOutcome::Indeterminate { reason } => {
+                out.line(format_args!("{WARN}unknown{WARN:#}  {BOLD}{id}{BOLD:#}: {reason}"))?;
+            }
+            ResourceOutcome::Skipped { blocked_by } => {
+                out.line(format_args!("{WARN}skipped{WARN:#}  {BOLD}{id}{BOLD:#}: blocked by {blocked_by}"))?;
+            }
+        }
+    }
+    for debt in &report.debts {
+        out.line(format_args!(
+            "{WARN}owed{WARN:#}     {} of {} because of {}{}",
+            debt.notify,
+            debt.unit,
+            debt.because_of,
+            if debt.error.is_empty() { String::new() } else { format!(": {}", debt.error) },
+        ))?;
+    }
+    let count = |f: fn(&ResourceOutcome) -> bool| report.resources.iter().filter(|r| f(&r.outcome)).count();
+    out.line(format_args!(
+        "{} unchanged, {} changed, {} failed, {} skipped {DIM}in {}{DIM:#}",
+        count(|o| matches!(o, ResourceOutcome::Unchanged)),
+        count(|o| matches!(o, ResourceOutcome::Changed { .. })),
+        count(|o| matches!(o, ResourceOutcome::Failed { .. })),
+        count(|o| matches!(o, ResourceOutcome::Skipped { .. })),
+        span(Duration::from_micros(report.duration_us)),
+    ))?;
+    Ok(())
+}
