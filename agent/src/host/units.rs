@@ -1,6 +1,10 @@
 //! systemd units, over D-Bus.
 
 pub mod fake;
+pub mod systemctl;
+pub mod systemd;
+
+use std::path::Path;
 
 use crate::resource::UnitName;
 
@@ -136,6 +140,18 @@ impl Units for NoUnits {
 }
 
 /// Finds the service manager of the host or image at `root`.
-pub fn detect(_root: &std::path::Path) -> Box<dyn Units> {
-    Box::new(NoUnits::new("written next"))
+pub fn detect(root: &Path) -> Box<dyn Units> {
+    if root == Path::new("/") {
+        if !Path::new("/run/systemd/system").is_dir() {
+            return Box::new(NoUnits::new("systemd does not run here"));
+        }
+        match systemd::Systemd::new() {
+            Ok(systemd) => Box::new(systemd),
+            Err(error) => Box::new(NoUnits::new(format!("the connection to systemd cannot be prepared: {error}"))),
+        }
+    } else if root.join("usr/lib/systemd/systemd").exists() || root.join("lib/systemd/systemd").exists() {
+        Box::new(systemctl::Systemctl::image(root))
+    } else {
+        Box::new(NoUnits::new("no systemd is installed there"))
+    }
 }
