@@ -188,7 +188,7 @@ fn obituary(status: ExitStatus, said: &[u8]) -> String {
         Some(6) => {
             "the fetch child aborted, most likely because the repository needs more than 1 GiB of memory".to_owned()
         }
-        Some(9) => "the fetch child was killed".to_owned(),
+        Some(9) => "the fetch child was killed, most likely because the host or the unit ran out of memory".to_owned(),
         Some(signal) => format!("the fetch child was ended by signal {signal}"),
         None => format!("the fetch child ended without an answer ({status})"),
     };
@@ -200,7 +200,7 @@ fn obituary(status: ExitStatus, said: &[u8]) -> String {
 
 /// Puts what an operator can do about it before what the libraries said. `said` is the child's standard error, where `ssh`
 /// gives its reasons.
-fn explain(why: &str, said: &[u8]) -> String {
+pub(super) fn explain(why: &str, said: &[u8]) -> String {
     let ssh = excerpt_all(said);
     let any = |needles: &[&str]| needles.iter().any(|needle| why.contains(needle) || ssh.contains(needle));
     let hint = if any(&["No credentials were returned", "401 Unauthorized", "status code 401"]) {
@@ -209,7 +209,7 @@ fn explain(why: &str, said: &[u8]) -> String {
         "the server refuses these credentials (403): does the token have read access to this repository?"
     } else if any(&["404 Not Found", "status code 404"]) {
         "the server has no such repository (404): check `url` in `[policy]`; some servers also say this for a missing token"
-    } else if any(&["UnknownIssuer"]) {
+    } else if any(&["UnknownIssuer", "BadSignature"]) {
         "the server's certificate is from an unknown authority: set `ca` in `[policy]` to the PEM file of the one that issued it"
     } else if any(&["certificate expired", "CertExpired", "Expired"]) {
         "the server's certificate has expired, or this host's clock is wrong"

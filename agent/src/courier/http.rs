@@ -18,7 +18,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(super) enum ClientError {
     /// The file with certificate authorities.
     #[error("cannot use the certificate authorities in `{}`", path.display())]
     Authorities {

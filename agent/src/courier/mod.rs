@@ -75,7 +75,7 @@ pub enum CourierError {
 enum Done {
     Pull(Result<String, FetchError>),
     Delivery { receiver: usize, id: String, attempt: Attempt },
-    Endpoint(EndpointDone),
+    Endpoint(Box<EndpointDone>),
 }
 
 /// Runs the courier until `shutdown` is ready. The fetch child is this very program, started again.
@@ -213,7 +213,7 @@ impl<'a> Courier<'a> {
             Done::Delivery { receiver, id, attempt } => self.deliveries.finish(receiver, id, attempt, Timestamp::now()),
             Done::Endpoint(done) => {
                 if let Some(endpoint) = &mut self.endpoint {
-                    endpoint.finish(done, &mut self.queue, spools);
+                    endpoint.finish(*done, &mut self.queue, spools);
                 }
             }
         }

@@ -470,4 +470,6 @@ impl Copying<'_> {
 }
 
 #[cfg(test)]
+mod https_tests;
+#[cfg(test)]
 mod tests;

@@ -31,7 +31,7 @@ const EVIDENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why a call brought nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum CallError {
+pub(in super::super) enum CallError {
     /// It may work later.
     Later { why: String, after: Option<Duration> },
     /// The endpoint understood and said no.
@@ -68,7 +68,7 @@ pub(super) struct Caller {
 
 /// What a request's state was, and a mark to wait for its change with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Polled {
+pub(in super::super) enum Polled {
     Unchanged,
     State { status: ReimageStatus, mark: Option<String> },
 }
@@ -174,6 +174,7 @@ async fn read<A: DeserializeOwned>(response: reqwest::Response) -> Result<A, Cal
 }
 
 /// What an answer that is no success means.
+#[expect(clippy::wildcard_enum_match_arm, reason = "every known reason that is not named is treated alike")]
 fn refusal(status: StatusCode, text: &[u8], after: Option<Duration>) -> CallError {
     let Ok(problem) = serde_json::from_slice::<Problem>(text) else {
         return CallError::Later { why: format!("it answered {status}: {}", excerpt(text)), after };
@@ -186,10 +187,14 @@ fn refusal(status: StatusCode, text: &[u8], after: Option<Duration>) -> CallErro
         Reason::Unknown | Reason::Unauthenticated | Reason::Busy | Reason::Internal | Reason::MethodNotAllowed => {
             CallError::Later { why, after }
         }
-        reason if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-            CallError::Refused { reason, why, after, last_seq: problem.last_seq }
+        // Any other known reason is the endpoint's own word, unless the status says that it is not meant for us or not final.
+        reason => {
+            let is_final = status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+            match is_final {
+                true => CallError::Refused { reason, why, after, last_seq: problem.last_seq },
+                false => CallError::Later { why, after },
+            }
         }
-        _ => CallError::Later { why, after },
     }
 }
 

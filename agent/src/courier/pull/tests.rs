@@ -5,18 +5,18 @@ use tempfile::TempDir;
 use super::*;
 
 /// A policy repository made by git itself, and the bare one that is pulled into.
-struct Pair {
+pub(super) struct Pair {
     dir: TempDir,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let pair = Self { dir: tempfile::tempdir().unwrap() };
         pair.git(&["init", "-q", "-b", "main", "."]);
         pair
     }
 
-    fn source(&self) -> PathBuf {
+    pub(super) fn source(&self) -> PathBuf {
         self.dir.path().join("source")
     }
 
@@ -32,7 +32,7 @@ impl Pair {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn commit(&self, name: &str, content: &str) -> String {
+    pub(super) fn commit(&self, name: &str, content: &str) -> String {
         let path = self.source().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         #[expect(clippy::disallowed_methods, reason = "nobody else reads the test's work tree")]
@@ -42,7 +42,7 @@ impl Pair {
         self.git(&["rev-parse", "HEAD"])
     }
 
-    fn request(&self) -> PullRequest {
+    pub(super) fn request(&self) -> PullRequest {
         PullRequest {
             url: format!("file://{}", self.source().display()),
             branch: "main".into(),
@@ -56,12 +56,19 @@ impl Pair {
         }
     }
 
+    pub(super) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        #[expect(clippy::disallowed_methods, reason = "nobody reads it yet")]
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
     fn pull(&self) -> Result<String, String> {
         pull(&self.request()).map(|id| id.to_string()).map_err(|error| chain(&error))
     }
 
     /// What git itself says about the pulled repository: the log of its head, after checking every object.
-    fn log(&self) -> Vec<String> {
+    pub(super) fn log(&self) -> Vec<String> {
         let git_dir = self.request().repository;
         let git_dir = format!("--git-dir={}", git_dir.display());
         self.git(&[&git_dir, "fsck", "--strict", "--no-dangling"]);
@@ -74,7 +81,7 @@ fn a_local_branch_arrives_whole_and_grows() {
     let pair = Pair::new();
     let first = pair.commit("policy.toml", "one");
     assert_eq!(pair.pull().unwrap(), first);
-    assert_eq!(pair.log(), [first.clone()]);
+    assert_eq!(pair.log(), std::slice::from_ref(&first));
     let second = pair.commit("deep/er/file", "two");
     let third = pair.commit("policy.toml", "three");
     assert_eq!(pair.pull().unwrap(), third);
