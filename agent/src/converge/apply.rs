@@ -75,6 +75,9 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         done: HashMap::new(),
         ahead: HashMap::new(),
     };
+    if request.mode == Mode::Enforce {
+        run.remove_leftovers();
+    }
     let interrupted = run.visit_all();
     let debts = run.pay_debts(interrupted);
     RunReport {
@@ -252,7 +255,6 @@ impl<'a> Run<'a, '_> {
             time,
         }]);
         let step = steps.first().copied();
-        self.remove_leftovers(resource);
         let result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
         self.epoch += 1;
         let outcome = self.verify(resource, drift, result);
@@ -289,19 +291,17 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    /// Removes temporary files that a killed run left beside a path; they would otherwise pile up.
-    fn remove_leftovers(&self, resource: &Resource) {
-        let path = match &resource.desired {
-            Desired::File(file) => &file.path,
-            Desired::Symlink(symlink) => &symlink.path,
-            Desired::Directory(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Service(_) => return,
-        };
-        if let Err(e) = self.context.host.root.remove_leftovers(path) {
-            tracing::debug!(path = %path, error = %e, "could not look for leftovers");
+    /// Removes the temporary files that a killed run left beside the paths it was working on.
+    fn remove_leftovers(&mut self) {
+        for id in self.context.record.take_interrupted() {
+            let paths = self.request.desired.get(&id).map(|resource| resource.watched().paths).unwrap_or_default();
+            for path in paths {
+                match self.context.host.root.remove_leftovers(&path) {
+                    Ok(0) => {}
+                    Ok(n_removed) => tracing::info!(resource = %id, n_removed, "removed what a killed run left"),
+                    Err(e) => tracing::warn!(resource = %id, error = %e, "could not look for what a killed run left"),
+                }
+            }
         }
     }
 

@@ -285,16 +285,21 @@ impl Record {
 
     /// Marks the steps that a killed run left without an outcome.
     pub(super) fn mark_interrupted(&mut self) -> Result<(), RecordError> {
-        let open: i64 = self
-            .connection
-            .query_row("SELECT count(*) FROM step WHERE outcome IS NULL", [], |row| row.get(0))
-            .map_err(database("read the history"))?;
-        if open > 0 {
+        let read = |connection: &rusqlite::Connection| -> Result<Vec<String>, rusqlite::Error> {
+            let mut statement = connection.prepare("SELECT DISTINCT resource FROM step WHERE outcome IS NULL")?;
+            statement.query_map([], |row| row.get(0))?.collect()
+        };
+        let open = read(&self.connection).map_err(database("read the history"))?;
+        if !open.is_empty() {
             self.connection
                 .execute("UPDATE step SET outcome = 'interrupted' WHERE outcome IS NULL", [])
                 .map_err(database("mark interrupted steps"))?;
-            tracing::warn!(n_steps = open, "the last run was cut short; its steps are marked interrupted");
+            tracing::warn!(
+                n_resources = open.len(),
+                "the last run was cut short; its open steps are marked interrupted"
+            );
         }
+        self.interrupted = open.iter().filter_map(|resource| resource.parse().ok()).collect();
         Ok(())
     }
 

@@ -24,6 +24,8 @@ use serde::de::DeserializeOwned;
 
 use backup::BackupStore;
 
+use crate::resource::ResourceId;
+
 pub use debts::Debt;
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};
@@ -38,6 +40,8 @@ pub struct Record {
     /// Debts that could not be written. They are paid like the others, and lost only with the process.
     unsaved: Vec<Debt>,
     steps_since_pruning: u32,
+    /// Resources whose step a kill cut short.
+    interrupted: Vec<ResourceId>,
     trouble: Option<String>,
 }
 
@@ -103,8 +107,7 @@ impl Record {
         let path = state.join(DATABASE);
         let (connection, set_aside) = database::open_or_replace(&path)?;
         let backups = BackupStore::open(&state.join("backup"))?;
-        let mut record =
-            Self { connection, backups: Some(backups), unsaved: Vec::new(), steps_since_pruning: 0, trouble: None };
+        let mut record = Self { backups: Some(backups), ..Self::new(connection) };
         record.mark_interrupted()?;
         record.prune(Timestamp::now())?;
         Ok(Opened { record, set_aside })
@@ -113,13 +116,29 @@ impl Record {
     /// Opens an existing record for reading beside a running agent.
     pub fn open_read_only(state: &Path) -> Result<Self, RecordError> {
         let connection = database::open_read_only(&state.join(DATABASE))?;
-        Ok(Self { connection, backups: None, unsaved: Vec::new(), steps_since_pruning: 0, trouble: None })
+        Ok(Self::new(connection))
     }
 
     /// A record that lives in memory alone: for an agent whose disk refuses to keep one, and for images being baked.
     pub fn volatile() -> Result<Self, RecordError> {
         let connection = database::open_in_memory()?;
-        Ok(Self { connection, backups: None, unsaved: Vec::new(), steps_since_pruning: 0, trouble: None })
+        Ok(Self::new(connection))
+    }
+
+    fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            backups: None,
+            unsaved: Vec::new(),
+            steps_since_pruning: 0,
+            interrupted: Vec::new(),
+            trouble: None,
+        }
+    }
+
+    /// The resources whose step was cut short before this record was opened, once.
+    pub(crate) fn take_interrupted(&mut self) -> Vec<ResourceId> {
+        std::mem::take(&mut self.interrupted)
     }
 
     /// Reads a small value.

@@ -108,7 +108,18 @@ pub(super) fn parent_changes(missing: &[AbsPath]) -> impl Iterator<Item = Change
 
 /// Makes the missing parents of `path`, owned by the agent's user, `0755` whatever the umask.
 pub(super) fn make_parents(root: &Root, path: &AbsPath) -> Result<(), ApplyError> {
-    let missing = missing_parents(root, path).map_err(|e| failure("look for the parents of", path, None)(e))?;
+    let look = failure("look for the parents of", path, None);
+    let missing = missing_parents(root, path).and_then(|missing| {
+        let nearest = missing.first().unwrap_or(path).parent();
+        match nearest.as_ref().map(|nearest| root.metadata(nearest)).transpose()?.flatten() {
+            Some(Metadata { file_type: FileType::File | FileType::Special, .. }) => Err(io::Error::new(
+                io::ErrorKind::NotADirectory,
+                format!("`{}` is not a directory", nearest.map(|n| n.to_string()).unwrap_or_default()),
+            )),
+            Some(_) | None => Ok(missing),
+        }
+    });
+    let missing = missing.map_err(look)?;
     let permissions = Permissions {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
