@@ -150,10 +150,7 @@ impl<'a> Run<'a, '_> {
     /// Visits what the scope means. Returns whether a shutdown ended it early.
     fn visit_all(&mut self) -> bool {
         let desired = self.request.desired;
-        self.selected = match targets(&self.request.scope) {
-            None => None,
-            Some(targets) => Some(self.select(targets)),
-        };
+        self.selected = targets(&self.request.scope).map(|targets| self.select(targets));
         for resource in desired.resources() {
             if self.selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
                 continue;

@@ -111,3 +111,6 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
 pub fn converge(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
     apply::run(context, request)
 }
+
+#[cfg(test)]
+mod tests;

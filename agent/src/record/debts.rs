@@ -1,7 +1,7 @@
 //! Restarts and reloads that are owed, until they are paid.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{Record, RecordError, database, from_micros, micros};
 use crate::resource::{Notify, ResourceId, UnitName};
@@ -42,27 +42,14 @@ pub(super) fn insert(
 impl Record {
     /// Everything owed, oldest first, with what could not be written down.
     pub fn debts(&self) -> Result<Vec<Debt>, RecordError> {
-        let read = || -> Result<Vec<(String, String, String, i64, String)>, rusqlite::Error> {
+        let read = || -> Result<Vec<Option<Debt>>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
                 "SELECT unit, because_of, notify, since, error FROM debt ORDER BY since, unit, because_of",
             )?;
-            let rows =
-                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
-            rows.collect()
+            statement.query_map([], read_debt)?.collect()
         };
         let rows = read().map_err(database("read the debts"))?;
-        let mut debts: Vec<Debt> = rows
-            .into_iter()
-            .filter_map(|(unit, because_of, notify, since, error)| {
-                Some(Debt {
-                    unit: UnitName::new(&unit).ok()?,
-                    notify: parse_notify(&notify),
-                    because_of: because_of.parse().ok()?,
-                    since: from_micros(since),
-                    error,
-                })
-            })
-            .collect();
+        let mut debts: Vec<Debt> = rows.into_iter().flatten().collect();
         for debt in &self.unsaved {
             if !debts.iter().any(|d| d.unit == debt.unit && d.because_of == debt.because_of) {
                 debts.push(debt.clone());
@@ -113,6 +100,15 @@ impl Record {
             .map(drop)
             .map_err(database("record why a debt stands"))
     }
+}
+
+/// `None` for names that no version of rekindle writes.
+fn read_debt(row: &Row<'_>) -> Result<Option<Debt>, rusqlite::Error> {
+    let (unit, because_of, notify): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let (since, error) = (from_micros(row.get(3)?), row.get(4)?);
+    let notify = parse_notify(&notify);
+    let (Ok(unit), Ok(because_of)) = (UnitName::new(&unit), because_of.parse()) else { return Ok(None) };
+    Ok(Some(Debt { unit, notify, because_of, since, error }))
 }
 
 fn notify_word(notify: Notify) -> &'static str {

@@ -213,10 +213,12 @@ impl Record {
                     .optional()
             })
             .map_err(database("read the history"))?;
-        if let Some((id, Some(outcome), stored, error)) = newest {
-            if outcome == note.outcome && stored == changes && error.as_deref() == Some(note.error) {
-                return Ok(id);
-            }
+        if let Some((id, Some(outcome), stored, error)) = newest
+            && outcome == note.outcome
+            && stored == changes
+            && error.as_deref() == Some(note.error)
+        {
+            return Ok(id);
         }
         let write = |transaction: &Transaction<'_>| -> Result<(i64, i64), rusqlite::Error> {
             let run_id = run_row(transaction, run)?;

@@ -233,3 +233,10 @@ fn old_history_goes() {
     record.prune(Timestamp::now() + SignedDuration::from_hours(91 * 24)).unwrap();
     assert_eq!(record.history(&HistoryFilter::default()).unwrap().len(), 0);
 }
+
+impl Record {
+    /// Makes every later write fail, as a full disk does.
+    pub(crate) fn refuse_writes(&self) {
+        self.connection.pragma_update(None, "query_only", true).unwrap();
+    }
+}

@@ -96,7 +96,6 @@ pub enum ApplyError {
     },
 }
 
-#[expect(clippy::ref_option, reason = "the error's field is passed by the derive as it is")]
 fn hint_suffix(hint: &Option<&'static str>) -> String {
     hint.map(|h| format!(" (hint: {h})")).unwrap_or_default()
 }

@@ -92,10 +92,11 @@ impl Mode {
 
     /// Reads exactly four octal digits, such as `"0644"`.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
-        if text.len() == 4 && text.bytes().all(|b| (b'0'..=b'7').contains(&b)) {
-            if let Ok(bits) = u32::from_str_radix(text, 8) {
-                return Ok(Self(bits));
-            }
+        if text.len() == 4
+            && text.bytes().all(|b| (b'0'..=b'7').contains(&b))
+            && let Ok(bits) = u32::from_str_radix(text, 8)
+        {
+            return Ok(Self(bits));
         }
         Err(invalid("mode", text, "expected four octal digits, such as \"0644\""))
     }

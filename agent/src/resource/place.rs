@@ -108,18 +108,13 @@ pub(super) fn parent_changes(missing: &[AbsPath]) -> impl Iterator<Item = Change
 
 /// Makes the missing parents of `path`, owned by the agent's user, `0755` whatever the umask.
 pub(super) fn make_parents(root: &Root, path: &AbsPath) -> Result<(), ApplyError> {
-    let look = failure("look for the parents of", path, None);
     let missing = missing_parents(root, path).and_then(|missing| {
-        let nearest = missing.first().unwrap_or(path).parent();
-        match nearest.as_ref().map(|nearest| root.metadata(nearest)).transpose()?.flatten() {
-            Some(Metadata { file_type: FileType::File | FileType::Special, .. }) => Err(io::Error::new(
-                io::ErrorKind::NotADirectory,
-                format!("`{}` is not a directory", nearest.map(|n| n.to_string()).unwrap_or_default()),
-            )),
-            Some(_) | None => Ok(missing),
+        if let Some(nearest) = missing.first().unwrap_or(path).parent() {
+            check_directory(root, &nearest)?;
         }
+        Ok(missing)
     });
-    let missing = missing.map_err(look)?;
+    let missing = missing.map_err(failure("look for the parents of", path, None))?;
     let permissions = Permissions {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
@@ -133,6 +128,20 @@ pub(super) fn make_parents(root: &Root, path: &AbsPath) -> Result<(), ApplyError
         ))?;
     }
     Ok(())
+}
+
+/// An error that names what is no directory, rather than a path below it that "does not exist".
+fn check_directory(root: &Root, path: &AbsPath) -> io::Result<()> {
+    let why = match root.metadata(path)?.map(|metadata| metadata.file_type) {
+        Some(FileType::Directory) | None => return Ok(()),
+        Some(FileType::File | FileType::Special) => "is not a directory",
+        // Listing follows a link that may be followed; a longer list than asked for is a directory as well.
+        Some(FileType::Symlink) => match root.list_names(path, 0) {
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => "is a symbolic link that leads to no directory",
+            Ok(_) | Err(_) => return Ok(()),
+        },
+    };
+    Err(io::Error::new(io::ErrorKind::NotADirectory, format!("`{path}` {why}")))
 }
 
 /// Adds a change for each of owner, group and mode that differs.
@@ -195,15 +204,15 @@ pub(super) fn failure(
     let path = path.clone();
     let flagged = metadata.is_some_and(|m| m.immutable);
     move |source| {
-        let hint = match source.kind() {
-            io::ErrorKind::PermissionDenied if flagged => {
-                Some("the immutable or append-only flag is set; see lsattr(1) and who set it")
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                Some("the file system is read-only: a fault of the host, unless it was mounted so")
-            }
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("nothing was touched; make room"),
-            _ => None,
+        let kind = source.kind();
+        let hint = if kind == io::ErrorKind::PermissionDenied && flagged {
+            Some("the immutable or append-only flag is set; see lsattr(1) and who set it")
+        } else if kind == io::ErrorKind::ReadOnlyFilesystem {
+            Some("the file system is read-only: a fault of the host, unless it was mounted so")
+        } else if matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            Some("nothing was touched; make room")
+        } else {
+            None
         };
         ApplyError::Path { operation, path, hint, source }
     }

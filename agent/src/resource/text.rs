@@ -15,6 +15,11 @@ const DIFF_DEADLINE: Duration = Duration::from_millis(100);
 
 /// The change from `from` to `to` as a unified diff, or as digests when either is not text or too long.
 pub(super) fn content_change(attribute: &str, from: Option<&[u8]>, to: Option<&[u8]>) -> Change {
+    if from.unwrap_or_default().is_empty() && to.unwrap_or_default().is_empty() {
+        // There is no line to show.
+        let side = |content: Option<&[u8]>| content.map(|_| "empty".to_owned());
+        return Change::value(attribute, side(from), side(to));
+    }
     let detail = match (from.map_or(Some(""), as_text), to.map_or(Some(""), as_text)) {
         (Some(old), Some(new)) => ChangeDetail::Text { diff: unified(old, new) },
         _ => ChangeDetail::Opaque { from: from.map(describe), to: to.map(describe) },

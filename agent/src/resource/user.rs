@@ -98,8 +98,8 @@ pub struct AuthorizedKeys {
 pub struct Observed {
     /// Its row.
     pub entry: UserEntry,
-    /// The name of its primary group, when the database has it.
-    pub group: Option<String>,
+    /// The names that the database has for its primary group: usually one, none when it is missing.
+    pub primary: BTreeSet<String>,
     /// The id that the desired primary group stands for here; `None` when none is desired or the host has no such group.
     pub wanted_gid: Option<u32>,
     /// Groups that list it as a member, sorted, without the primary one.
@@ -115,7 +115,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Obser
         Err(why) => return Observation::Unknown(why),
     };
     let Some(entry) = accounts.user(desired.name.as_str()) else { return Observation::Absent };
-    let group = accounts.groups.iter().find(|g| g.gid == entry.gid).map(|g| g.name.clone());
+    let primary = accounts.groups.iter().filter(|g| g.gid == entry.gid).map(|g| g.name.clone()).collect();
     let groups = accounts
         .groups
         .iter()
@@ -135,7 +135,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Obser
             (spec.group.as_ref().and_then(|group| group_id(&accounts, group)), keys)
         }
     };
-    Observation::Present(Observed { entry: entry.clone(), group, wanted_gid, groups, keys })
+    Observation::Present(Observed { entry: entry.clone(), primary, wanted_gid, groups, keys })
 }
 
 fn group_id(accounts: &AccountDb, group: &Principal) -> Option<u32> {
@@ -208,20 +208,20 @@ fn delta(spec: &Spec, observed: &Observed) -> (UserChange, Vec<Change>) {
         shown.push(Change::value("uid", Some(entry.uid.to_string()), Some(uid.to_string())));
         change.uid = Some(uid);
     }
-    if let Some(group) = &spec.group {
-        if observed.wanted_gid != Some(entry.gid) {
-            let from = observed.group.clone().unwrap_or_else(|| entry.gid.to_string());
-            let to = match (group, observed.wanted_gid) {
-                (Principal::Agent, Some(gid)) => gid.to_string(),
-                (Principal::Agent | Principal::Id(_) | Principal::Name(_), _) => group.to_string(),
-            };
-            shown.push(Change::value("group", Some(from), Some(to.clone())));
-            change.group = Some(to);
-        }
+    if let Some(group) = &spec.group
+        && observed.wanted_gid != Some(entry.gid)
+    {
+        let from = observed.primary.first().cloned().unwrap_or_else(|| entry.gid.to_string());
+        let to = match (group, observed.wanted_gid) {
+            (Principal::Agent, Some(gid)) => gid.to_string(),
+            (Principal::Agent | Principal::Id(_) | Principal::Name(_), _) => group.to_string(),
+        };
+        shown.push(Change::value("group", Some(from), Some(to.clone())));
+        change.group = Some(to);
     }
     // The primary group is a membership already; listing it again would never settle.
     let declared: BTreeSet<String> =
-        spec.groups.iter().map(ToString::to_string).filter(|name| observed.group.as_ref() != Some(name)).collect();
+        spec.groups.iter().map(ToString::to_string).filter(|name| !observed.primary.contains(name)).collect();
     let after: BTreeSet<String> = match spec.membership {
         Membership::AtLeast => observed.groups.union(&declared).cloned().collect(),
         Membership::Exactly => declared,
@@ -247,11 +247,11 @@ fn delta(spec: &Spec, observed: &Observed) -> (UserChange, Vec<Change>) {
         shown.push(Change::value("comment", Some(entry.comment.clone()), Some(comment.clone())));
         change.comment = Some(comment.clone());
     }
-    if let Some(password) = &spec.password {
-        if let Some((wanted, shown_change)) = password_delta(password, entry.hash.as_ref()) {
-            change.password = Some(wanted);
-            shown.push(shown_change);
-        }
+    if let Some((wanted, shown_change)) =
+        spec.password.as_ref().and_then(|password| password_delta(password, entry.hash.as_ref()))
+    {
+        change.password = Some(wanted);
+        shown.push(shown_change);
     }
     (change, shown)
 }
