@@ -4,4 +4,5 @@
 
 mod delivery;
 mod endpoint;
+mod fetching;
 mod support;
