@@ -30,6 +30,8 @@ pub(super) enum Shape {
     Word(&'static [&'static str]),
     /// A table with these keys.
     Table(&'static [Attribute]),
+    /// Files to include; [`read_include`] looks at it more closely.
+    Includes,
 }
 
 impl Shape {
@@ -44,6 +46,7 @@ impl Shape {
             Self::Table(attributes) => {
                 format!("a table with {}", quoted(attributes.iter().map(|attribute| attribute.name)))
             }
+            Self::Includes => INCLUDES.to_owned(),
         }
     }
 
@@ -56,6 +59,13 @@ impl Shape {
             Self::Texts => json!({ "type": "array", "items": Self::Text.to_json() }),
             Self::Word(words) => json!({ "enum": words }),
             Self::Table(attributes) => table_to_json(attributes.iter()),
+            Self::Includes => {
+                let mut include = table_to_json(INCLUDE.iter());
+                if let Some(include) = include.as_object_mut() {
+                    include.insert("required".to_owned(), json!(["path"]));
+                }
+                json!({ "type": "array", "items": { "anyOf": [Self::Text.to_json(), include] } })
+            }
         }
     }
 }
@@ -148,7 +158,11 @@ const SERVICE: &[Attribute] = &[
 const POLICY: &[Attribute] = &[
     attribute("name", Shape::Text, "Name of the policy in reports."),
     attribute("requires", Shape::Text, "Versions of the agent that understand it, such as `>=0.1`."),
+    // Written below [policy], as most people will, the key belongs to that table.
+    attribute("include", Shape::Includes, INCLUDE_DOC),
 ];
+const INCLUDE_DOC: &str = "Further TOML files of the policy, by path from its root.";
+const INCLUDES: &str = "an array of paths or of { path = …, when = … }";
 const INCLUDE: &[Attribute] = &[
     attribute("path", Shape::Text, "A TOML file of the policy."),
     attribute("when", Shape::Text, "Expression; the file counts only where it is true."),
@@ -189,18 +203,9 @@ pub fn json_schema() -> Value {
     let mut policy = table_to_json(POLICY.iter());
     describe(&mut policy, "The policy as a whole. Only in policy.toml.");
     properties.insert("policy".to_owned(), policy);
-    let mut include = table_to_json(INCLUDE.iter());
-    if let Some(include) = include.as_object_mut() {
-        include.insert("required".to_owned(), json!(["path"]));
-    }
-    properties.insert(
-        "include".to_owned(),
-        json!({
-            "type": "array",
-            "items": { "anyOf": [{ "type": "string" }, include] },
-            "description": "Further TOML files of the policy, by path from its root.",
-        }),
-    );
+    let mut include = Shape::Includes.to_json();
+    describe(&mut include, INCLUDE_DOC);
+    properties.insert("include".to_owned(), include);
     properties.insert(
         "vars".to_owned(),
         json!({
@@ -362,9 +367,8 @@ pub(super) fn read_include<'v>(
     value: &'v Spanned<DeValue<'v>>,
     out: &mut Diagnostics,
 ) -> Vec<Include<'v>> {
-    const EXPECTED: &str = "an array of paths or of { path = …, when = … }";
     let Some(array) = value.get_ref().as_array() else {
-        out.push(wrong_type(source, value, "include", EXPECTED));
+        out.push(wrong_type(source, value, "include", INCLUDES));
         return Vec::new();
     };
     let mut includes = Vec::new();
@@ -381,7 +385,7 @@ pub(super) fn read_include<'v>(
                     None if !fields.is_damaged => out.push(
                         Diagnostic::error("missing-key", "an entry of `include` has no `path`")
                             .at(Place::new(source, item.span()), "here")
-                            .expected(EXPECTED),
+                            .expected(INCLUDES),
                     ),
                     None => {}
                 }
@@ -390,7 +394,7 @@ pub(super) fn read_include<'v>(
             | DeValue::Float(_)
             | DeValue::Boolean(_)
             | DeValue::Datetime(_)
-            | DeValue::Array(_) => out.push(wrong_type(source, item, "include", EXPECTED)),
+            | DeValue::Array(_) => out.push(wrong_type(source, item, "include", INCLUDES)),
         }
     }
     includes
@@ -435,6 +439,7 @@ fn has_shape(
     let fits = match attribute.shape {
         Shape::Text => inner.is_str(),
         Shape::Bool => inner.is_bool(),
+        Shape::Includes => true,
         Shape::Id => as_id(inner).is_some(),
         Shape::Account => inner.is_str() || as_id(inner).is_some(),
         Shape::Texts => match inner.as_array() {

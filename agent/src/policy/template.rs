@@ -198,7 +198,7 @@ impl Engine {
     ///
     /// `names` are all that the text asks for; `at` is the part of it that failed.
     fn describe(&self, error: &minijinja::Error, names: HashSet<String>, at: &str) -> (String, String) {
-        const SYNTAX: &str = "see the template language: https://docs.rs/minijinja/latest/minijinja/syntax/";
+        const SYNTAX: &str = "templates are written in the language of Jinja, as minijinja understands it";
         match error.kind() {
             ErrorKind::UndefinedError => {
                 let mut unknown: Vec<String> = names.into_iter().filter(|name| !self.knows(name)).collect();

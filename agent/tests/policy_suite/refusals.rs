@@ -86,6 +86,7 @@ fn syntax_keys_and_types() {
             ("include = ['modules/b.toml']\n", &["misplaced", "misplaced"]),
             ("include = ['modules/bad.toml']\n", &["syntax"]),
             ("include = [{ path = 'modules/c.toml', when = 'false' }]\n", &["unknown-key"]),
+            ("[policy]\ninclude = ['modules/c.toml', 7]\n", &["type", "unknown-key"]),
             ("[vars]\nport = 1\n[vars.web]\nprot = 2\n", &["unknown-variable"]),
             ("[vars]\nn = 0x8000000000000000\n", &["type"]),
         ],

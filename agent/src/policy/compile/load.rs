@@ -71,17 +71,18 @@ pub(super) fn parse<'v>(files: &'v BTreeMap<String, Vec<u8>>, out: &mut Diagnost
     let mut next = 0;
     while let Some(document) = documents.get(next) {
         let source = Arc::clone(&document.source);
-        // Read twice, here and for its errors: here only the paths matter.
-        let includes = match document.table.get_ref().get("include") {
-            Some(value) => schema::read_include(&source, value, out)
-                .into_iter()
-                .map(|include| {
-                    let when = include.when.map(|when| (when.text.to_owned(), when.range));
-                    (include.path.text.to_owned(), include.path.place, when)
-                })
-                .collect(),
-            None => Vec::new(),
-        };
+        let table = document.table.get_ref();
+        let nested = table.get("policy").filter(|_| next == 0).and_then(|policy| policy.get_ref().get("include"));
+        let includes: Vec<_> = table
+            .get("include")
+            .into_iter()
+            .chain(nested)
+            .flat_map(|value| schema::read_include(&source, value, out))
+            .map(|include| {
+                let when = include.when.map(|when| (when.text.to_owned(), when.range));
+                (include.path.text.to_owned(), include.path.place, when)
+            })
+            .collect();
         let mut resolved = Vec::new();
         let mut damaged = false;
         for (path, place, when) in includes {

@@ -1,6 +1,6 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -122,10 +122,11 @@ impl<'v> Reader<'_, 'v> {
     /// A restart includes what a reload does, so a service named in both is restarted.
     fn notifies(&mut self) -> Vec<(Notify, UnitName)> {
         let mut notifies: Vec<(Notify, UnitName)> = Vec::new();
+        let mut seen = HashSet::new();
         for (name, notify) in [("restarts", Notify::Restart), ("reloads", Notify::Reload)] {
             for text in self.fields.texts(name).unwrap_or_default() {
                 match UnitName::with_default_suffix(text.text) {
-                    Ok(unit) if notifies.iter().any(|(_, known)| *known == unit) => {}
+                    Ok(unit) if !seen.insert(unit.clone()) => {}
                     Ok(unit) => notifies.push((notify, unit)),
                     Err(error) => {
                         self.refuse("name", error.to_string(), &text.place, "the name of a systemd unit");
@@ -338,10 +339,11 @@ impl<'v> Reader<'_, 'v> {
 
     fn groups(&mut self) -> Result<Vec<GroupName>, Reported> {
         let mut groups = Vec::new();
+        let mut seen = HashSet::new();
         let mut result = Ok(());
         for text in self.fields.texts("groups").unwrap_or_default() {
             match GroupName::new(text.text) {
-                Ok(group) if groups.contains(&group) => {}
+                Ok(group) if !seen.insert(group.clone()) => {}
                 Ok(group) => groups.push(group),
                 Err(error) => {
                     self.refuse("name", error.to_string(), &text.place, "the name of a group");
@@ -411,10 +413,11 @@ impl<'v> Reader<'_, 'v> {
             return Ok(None);
         };
         let mut keys: Vec<String> = Vec::new();
+        let mut seen = HashSet::new();
         let mut result = Ok(());
         for text in texts {
             match check_authorized_key(text.text) {
-                Ok(()) if keys.iter().any(|known| known == text.text) => {}
+                Ok(()) if !seen.insert(text.text) => {}
                 Ok(()) => keys.push(text.text.to_owned()),
                 Err(why) => {
                     let expected = "a line such as `ssh-ed25519 AAAA… name`, options before it allowed";
