@@ -44,9 +44,12 @@ impl Engine {
         environment.set_recursion_limit(RECURSION);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         // Jinja writes True and False, which next to no configuration file understands.
-        environment.set_formatter(|out, state, value| match value.kind() {
-            ValueKind::Bool => Ok(out.write_str(if value.is_true() { "true" } else { "false" })?),
-            _ => minijinja::escape_formatter(out, state, value),
+        environment.set_formatter(|out, state, value| {
+            if value.kind() == ValueKind::Bool {
+                Ok(out.write_str(if value.is_true() { "true" } else { "false" })?)
+            } else {
+                minijinja::escape_formatter(out, state, value)
+            }
         });
         // Needed for the byte range of an error.
         environment.set_debug(true);
@@ -93,7 +96,7 @@ impl Engine {
     }
 
     /// Evaluates a `when`.
-    pub(super) fn condition(&mut self, source: &Arc<Source>, when: &Text<'_>) -> Result<bool, Diagnostic> {
+    pub(super) fn condition(&mut self, source: &Arc<Source>, when: &Text<'_>) -> Result<bool, Box<Diagnostic>> {
         if let Some(known) = self.conditions.get(when.text) {
             return Ok(*known);
         }
@@ -115,31 +118,25 @@ impl Engine {
                     Some(_) | None => when.place.clone(),
                 };
                 let (what, hint) = self.describe(&error, self.names_in_condition(when.text), when.text);
-                return Err(Diagnostic::error("when", format!("`when` cannot be evaluated: {what}"))
-                    .at(place, "")
-                    .expected(EXPECTED)
-                    .hint(hint));
+                let diagnostic = Diagnostic::error("when", format!("`when` cannot be evaluated: {what}"));
+                return Err(Box::new(diagnostic.at(place, "").expected(EXPECTED).hint(hint)));
             }
         };
-        match value.kind() {
-            ValueKind::Bool => {
-                let answer = value.is_true();
-                self.conditions.insert(when.text.to_owned(), answer);
-                Ok(answer)
-            }
-            ValueKind::Undefined => {
-                let error = minijinja::Error::from(ErrorKind::UndefinedError);
-                let (what, hint) = self.describe(&error, self.names_in_condition(when.text), when.text);
-                Err(Diagnostic::error("when", format!("`when` cannot be evaluated: {what}"))
-                    .at(when.place.clone(), "")
-                    .expected(EXPECTED)
-                    .hint(hint))
-            }
-            kind => Err(Diagnostic::error("when", format!("`when` gives a {kind}, not true or false"))
-                .at(when.place.clone(), "")
-                .expected(EXPECTED)
-                .hint("compare it with something, such as `facts.os == 'debian'` or `'web' in roles`")),
+        let kind = value.kind();
+        if kind == ValueKind::Bool {
+            let answer = value.is_true();
+            self.conditions.insert(when.text.to_owned(), answer);
+            return Ok(answer);
         }
+        let (title, hint) = if kind == ValueKind::Undefined {
+            let error = minijinja::Error::from(ErrorKind::UndefinedError);
+            let (what, hint) = self.describe(&error, self.names_in_condition(when.text), when.text);
+            (format!("`when` cannot be evaluated: {what}"), hint)
+        } else {
+            let hint = "compare it with something, such as `facts.os == 'debian'` or `'web' in roles`";
+            (format!("`when` gives a {kind}, not true or false"), hint.to_owned())
+        };
+        Err(Box::new(Diagnostic::error("when", title).at(when.place.clone(), "").expected(EXPECTED).hint(hint)))
     }
 
     fn names_in_condition(&self, text: &str) -> HashSet<String> {
@@ -148,7 +145,7 @@ impl Engine {
     }
 
     /// Renders one template of the policy. `asked` is where a resource names it.
-    pub(super) fn render(&mut self, asked: &Text<'_>) -> Result<Arc<[u8]>, Diagnostic> {
+    pub(super) fn render(&mut self, asked: &Text<'_>) -> Result<Arc<[u8]>, Box<Diagnostic>> {
         if let Some(known) = self.rendered.get(asked.text) {
             return Ok(Arc::clone(known));
         }
@@ -163,7 +160,7 @@ impl Engine {
                 self.rendered.insert(asked.text.to_owned(), Arc::clone(&bytes));
                 Ok(bytes)
             }
-            Err(error) => Err(self.explain(asked, &error)),
+            Err(error) => Err(Box::new(self.explain(asked, &error))),
         }
     }
 
@@ -194,6 +191,7 @@ impl Engine {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "minijinja's kinds of errors, which it may add to")]
     /// What went wrong, in words that hold no value of a variable, and what to do about it.
     ///
     /// `names` are all that the text asks for; `at` is the part of it that failed.

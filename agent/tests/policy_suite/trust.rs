@@ -9,7 +9,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use rekindle::policy::candidate::{CandidateError, from_commit, from_directory, is_ancestor};
+use rekindle::policy::candidate::{CandidateError, Origin, from_commit, from_directory, is_ancestor};
 use rekindle::policy::trust::{AllowedSigners, Trust, TrustError, Verified, load_stored, store, verify};
 
 use crate::support::write_files;
@@ -178,11 +178,8 @@ fn what_is_not_signed_or_not_for_this() {
 
     let signed = repository.signed_commit("key", POLICY);
     let candidate = from_commit(&repository.path().join(".git"), &signed).unwrap();
-    let armored = String::from_utf8(match candidate.origin() {
-        rekindle::policy::candidate::Origin::Commit { signature: Some(signature), .. } => signature.clone(),
-        origin => panic!("{origin:?}"),
-    })
-    .unwrap();
+    let Origin::Commit { signature: Some(signature), .. } = candidate.origin() else { panic!("{candidate:?}") };
+    let armored = String::from_utf8(signature.clone()).unwrap();
 
     // A good signature of another commit.
     let moved = repository.commit_with_signature(&repository.payload(&unsigned), &armored);

@@ -27,11 +27,13 @@ const MAX_SYNTAX_ERRORS: usize = 100;
 pub(super) struct Document<'v> {
     source: Arc<Source>,
     table: Spanned<DeTable<'v>>,
-    /// The documents that it includes: the index, and where the condition stands.
-    includes: Vec<(usize, Option<(String, Range<usize>)>)>,
+    includes: Vec<Inclusion>,
     /// Whether it has errors that hide declarations, so that a reference into it must not be called dangling.
     damaged: bool,
 }
+
+/// A document that another includes, by index, and on which condition: its text, and where it stands.
+type Inclusion = (usize, Option<(String, Range<usize>)>);
 
 /// One resource as the policy writes it.
 #[derive(Debug)]
@@ -205,17 +207,16 @@ fn first_definition(text: &str, again: &Range<usize>) -> Option<Range<usize>> {
         let is_header = line.trim_start().starts_with('[');
         if is_in_header(text, again.start) {
             // The same header up to and including the key, then its end.
-            if let Some(rest) = line.strip_prefix(in_line).and_then(|rest| rest.strip_prefix(key)) {
-                if found.is_none() && rest.trim_start().starts_with(']') {
-                    found = Some(offset + in_line.len());
-                }
+            let rest = line.strip_prefix(in_line).and_then(|rest| rest.strip_prefix(key));
+            if found.is_none() && rest.is_some_and(|rest| rest.trim_start().starts_with(']')) {
+                found = Some(offset + in_line.len());
             }
         } else if is_header {
             found = None;
-        } else if let Some(rest) = line.trim_start().strip_prefix(key) {
-            if found.is_none() && rest.trim_start().starts_with(['=', '.']) {
-                found = Some(offset + line.len() - line.trim_start().len());
-            }
+        } else if found.is_none()
+            && line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']))
+        {
+            found = Some(offset + line.len() - line.trim_start().len());
         }
         offset += line.len();
     }
@@ -342,7 +343,7 @@ fn walk(documents: &[Document<'_>], engine: &mut Engine, out: &mut Diagnostics) 
                     let when = Text { text, place, range: range.clone() };
                     engine.condition(&document.source, &when).unwrap_or_else(|diagnostic| {
                         if reported.insert((index, range.start)) {
-                            out.push(diagnostic);
+                            out.push(*diagnostic);
                         }
                         false
                     })
@@ -426,7 +427,7 @@ fn read_document<'v>(
             && match declaration.fields.text("when") {
                 None => true,
                 Some(when) => engine.condition(source, &when).unwrap_or_else(|diagnostic| {
-                    out.push(diagnostic);
+                    out.push(*diagnostic);
                     false
                 }),
             };

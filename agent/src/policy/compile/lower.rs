@@ -238,7 +238,7 @@ impl<'v> Reader<'_, 'v> {
             _ => {
                 self.policy_file(&text, "template")?;
                 let rendered = self.engine.render(&text).map_err(|diagnostic| {
-                    self.out.push(diagnostic);
+                    self.out.push(*diagnostic);
                     Reported
                 })?;
                 if rendered.is_empty() {

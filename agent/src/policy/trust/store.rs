@@ -132,11 +132,9 @@ fn write_tree(verified: &Verified, to: &Path) -> Result<(), TrustError> {
     let mut digests = BTreeMap::new();
     for (path, content) in verified.files.iter() {
         let target = tree.join(path);
-        if let Some(parent) = target.parent() {
-            if directories.insert(parent.to_path_buf()) {
-                make_directory(parent)?;
-                directories.extend(parent.ancestors().take_while(|a| *a != tree).map(Path::to_path_buf));
-            }
+        if let Some(parent) = target.parent().filter(|parent| !directories.contains(*parent)) {
+            make_directory(parent)?;
+            directories.extend(parent.ancestors().take_while(|above| *above != tree).map(Path::to_path_buf));
         }
         write_file(&target, content)?;
         digests.insert(path.clone(), hex(&Sha256::digest(content)));
