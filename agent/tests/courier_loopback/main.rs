@@ -5,4 +5,5 @@
 mod delivery;
 mod endpoint;
 mod fetching;
+mod hub;
 mod support;
