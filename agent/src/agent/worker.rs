@@ -243,7 +243,7 @@ impl Worker {
     fn load_policy(&mut self) {
         let Some(revision) = self.revisions.in_force.clone() else { return };
         let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &revision, &self.inputs(&view)) {
+        match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {
             Ok(in_force) => self.put_in_force(in_force),
             Err(reason) => {
                 self.warn(format!("cannot load the policy in force, {}: {reason}", revision.short()));
@@ -253,8 +253,8 @@ impl Worker {
         }
     }
 
-    fn inputs<'a>(&'a self, view: &'a HostView) -> Inputs<'a> {
-        Inputs { facts: &self.facts, roles: &self.settings.roles, host: Some(view) }
+    fn inputs<'a>(&'a self, view: Option<&'a HostView>) -> Inputs<'a> {
+        Inputs { facts: &self.facts, roles: &self.settings.roles, host: view }
     }
 
     pub(super) fn put_in_force(&mut self, in_force: InForce) {
@@ -331,7 +331,7 @@ impl Worker {
         let view = host::facts::view(&self.host);
         let mut revisions = self.revisions.clone();
         let now = Timestamp::now();
-        let inputs = self.inputs(&view);
+        let inputs = self.inputs(view.as_ref());
         let consideration =
             revisions::consider(&self.settings.paths, &policy.trust, &mut revisions, commit, &inputs, now);
         match consideration {
@@ -702,7 +702,7 @@ impl Worker {
     pub(super) fn load_last_good(&mut self) -> Option<InForce> {
         let good = self.revisions.last_good.clone()?;
         let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &good, &self.inputs(&view)) {
+        match revisions::load(&self.settings.paths, &good, &self.inputs(view.as_ref())) {
             Ok(in_force) => Some(in_force),
             Err(reason) => {
                 self.warn(format!("cannot load the last good policy, {}: {reason}", good.short()));

@@ -143,7 +143,7 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     };
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
-    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: Some(&view) };
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
     let state = match &target.policy {
         Some(directory) => {
             let candidate = candidate::from_directory(directory)?;

@@ -50,23 +50,29 @@ pub fn gather(root: &Root) -> Facts {
     facts
 }
 
-/// What the host has, as far as a policy is judged by it. A database that cannot be read contributes nothing: the policy is
-/// then judged less strictly, and the resources that need the database say why they cannot be observed.
-pub fn view(host: &Host) -> HostView {
-    let accounts = host.accounts.read().unwrap_or_default();
+/// What the host has, as far as a policy is judged by it; `None` when its accounts cannot be read, because an account that was
+/// not seen is not one that is missing. Where packages cannot be read none counts as essential here, and the package manager
+/// itself refuses to remove those.
+pub fn view(host: &Host) -> Option<HostView> {
+    let accounts = host.accounts.read().ok()?;
     let packages = host.packages.read().unwrap_or_default();
     let login_defs = text(&host.root, "/etc/login.defs");
-    let limit = |key: &str| {
-        let value = login_defs.lines().find_map(|line| line.trim().strip_prefix(key)?.trim().parse().ok());
-        value.unwrap_or(1000)
-    };
-    HostView {
+    Some(HostView {
         users: accounts.users.into_iter().map(|user| user.name).collect(),
         groups: accounts.groups.into_iter().map(|group| group.name).collect(),
         essential_packages: packages.packages.into_iter().filter(|(_, p)| p.essential).map(|(name, _)| name).collect(),
-        uid_min: limit("UID_MIN"),
-        gid_min: limit("GID_MIN"),
-    }
+        uid_min: login_def(&login_defs, "UID_MIN"),
+        gid_min: login_def(&login_defs, "GID_MIN"),
+    })
+}
+
+/// The first id of people's accounts; 1000 where the file does not say, as in shadow-utils.
+fn login_def(login_defs: &str, key: &str) -> u32 {
+    let value = |line: &str| {
+        let mut words = line.split_whitespace();
+        if words.next() == Some(key) { words.next()?.parse().ok() } else { None }
+    };
+    login_defs.lines().find_map(value).unwrap_or(1000)
 }
 
 fn text(root: &Root, path: &str) -> String {
@@ -240,6 +246,29 @@ mod tests {
         );
         assert_eq!((facts.hostname.as_str(), facts.machine_id.as_str(), facts.kernel.as_str()), ("golden", "", ""));
         assert!(facts.interfaces.is_empty() && facts.memory_mib == 0);
+    }
+
+    #[test]
+    fn a_view_names_accounts_essential_packages_and_first_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, fakes) = crate::host::fake::host(dir.path()).unwrap();
+        fakes.packages.edit(|db| {
+            for (name, essential) in [("bash", true), ("less", false)] {
+                let entry = crate::host::packages::PackageEntry {
+                    version: "1".to_owned(),
+                    status: crate::host::packages::PackageStatus::Installed,
+                    essential,
+                };
+                db.packages.insert(name.to_owned(), entry);
+            }
+        });
+        let seen = view(&host).unwrap();
+        assert!(seen.users.contains("root") && seen.groups.contains("root"));
+        assert_eq!(seen.essential_packages.into_iter().collect::<Vec<_>>(), ["bash"]);
+        assert_eq!((seen.uid_min, seen.gid_min), (1000, 1000));
+        assert_eq!(login_def("# UID_MIN 1\nUID_MIN\t\t 500\nSYS_UID_MIN 100\n", "UID_MIN"), 500);
+        fakes.accounts.fail_reads(true);
+        assert_eq!(view(&host), None);
     }
 
     #[test]

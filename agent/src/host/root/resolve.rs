@@ -104,7 +104,7 @@ impl Root {
                     }
                     let target = OsString::from_vec(rustix::fs::readlinkat(&next, "", Vec::new())?.into_bytes());
                     if target.as_bytes().starts_with(b"/") {
-                        walk.to_root();
+                        walk.start_over();
                     }
                     for component in components(&target).into_iter().rev() {
                         ahead.push_front(component);
@@ -176,7 +176,7 @@ impl Walk {
         self.below.pop();
     }
 
-    fn to_root(&mut self) {
+    fn start_over(&mut self) {
         self.below.clear();
     }
 

@@ -95,23 +95,18 @@ enum Failure {
 
 impl From<zbus::Error> for Failure {
     fn from(error: zbus::Error) -> Self {
-        match error {
-            zbus::Error::MethodError(name, text, _) => {
-                Self::Refused { name: name.to_string(), text: text.unwrap_or_else(|| name.to_string()) }
-            }
-            zbus::Error::FDO(error) => match *error {
-                zbus::fdo::Error::ServiceUnknown(text)
-                | zbus::fdo::Error::NoReply(text)
-                | zbus::fdo::Error::Disconnected(text)
-                | zbus::fdo::Error::NoServer(text)
-                | zbus::fdo::Error::NameHasNoOwner(text) => Self::Bus(text),
-                error => Self::Refused {
-                    name: zbus::DBusError::name(&error).to_string(),
-                    text: zbus::DBusError::description(&error).unwrap_or("no reason given").to_owned(),
-                },
-            },
-            error => Self::Bus(error.to_string()),
+        use zbus::fdo::Error::{Disconnected, NameHasNoOwner, NoReply, NoServer, ServiceUnknown, TimedOut};
+        if let zbus::Error::MethodError(name, text, _) = error {
+            return Self::Refused { name: name.to_string(), text: text.unwrap_or_else(|| name.to_string()) };
         }
+        let zbus::Error::FDO(error) = error else { return Self::Bus(error.to_string()) };
+        if let Disconnected(text) | NameHasNoOwner(text) | NoReply(text) | NoServer(text) | ServiceUnknown(text)
+        | TimedOut(text) = *error
+        {
+            return Self::Bus(text);
+        }
+        let text = zbus::DBusError::description(&*error).unwrap_or("no reason given").to_owned();
+        Self::Refused { name: zbus::DBusError::name(&*error).to_string(), text }
     }
 }
 
