@@ -275,8 +275,6 @@ impl Worker {
 
     /// What to watch for the resources of a policy.
     fn interests(&self, in_force: &InForce) -> (Vec<Interest>, Vec<UnitName>) {
-        let root = self.host.root.path();
-        let below = |path: &std::path::Path| root.join(path.strip_prefix("/").unwrap_or(path));
         let databases = self.host.packages.database_paths();
         let mut interests = Vec::new();
         let mut units = Vec::new();
@@ -284,11 +282,11 @@ impl Worker {
         for resource in in_force.state.resources() {
             let watched = resource.watched();
             for path in &watched.paths {
-                watch(below(path.as_path()), &resource.id);
+                watch(path.as_path().to_owned(), &resource.id);
             }
             if watched.accounts {
                 for path in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"] {
-                    watch(below(std::path::Path::new(path)), &resource.id);
+                    watch(PathBuf::from(path), &resource.id);
                 }
             }
             if watched.packages {

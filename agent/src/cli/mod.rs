@@ -13,6 +13,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::config::{self, Settings};
 use crate::resource::ResourceId;
 
+pub mod demo;
 mod inspect;
 mod operate;
 mod output;
@@ -88,7 +89,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Watch the whole life of a host in a minute, in a sandbox of its own; needs no root
-    Demo,
+    Demo(demo::Demo),
     /// Fetch in a process of its own; started by the courier
     #[command(name = "__fetch", hide = true)]
     FetchChild,
@@ -189,7 +190,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
             out.text(&String::from_utf8_lossy(&script))?;
             Ok(exit::OK)
         }
-        Command::Demo => Ok(1),
+        Command::Demo(args) => demo::run(&args, out),
         // Answered in `main`, before anything is written.
         Command::FetchChild => Ok(exit::OK),
         Command::Man { directory } => {

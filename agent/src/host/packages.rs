@@ -106,7 +106,7 @@ pub trait PackageManager: std::fmt::Debug + Send {
     /// Carries out one transaction: non-interactive, never unauthenticated, simulated first, refused when it would remove
     /// more than it was asked to.
     fn transact(&mut self, transaction: &Transaction) -> Result<(), PackageError>;
-    /// Directories to watch for changes of the database, on the host.
+    /// Files whose change or replacement means that the database changed, as the managed host spells them.
     fn database_paths(&self) -> Vec<PathBuf>;
 }
 

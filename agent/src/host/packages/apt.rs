@@ -191,7 +191,7 @@ impl PackageManager for Apt {
     }
 
     fn database_paths(&self) -> Vec<PathBuf> {
-        vec![self.root.join("var/lib/dpkg")]
+        vec![PathBuf::from("/var/lib/dpkg/status")]
     }
 }
 
