@@ -16,6 +16,8 @@ pub mod schema;
 pub mod template;
 pub mod trust;
 
+pub use schema::json_schema;
+
 /// Identifies the policy in force: a git commit id, or for a plain directory `dir-` and the digest of its content.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]

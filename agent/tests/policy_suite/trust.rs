@@ -448,3 +448,18 @@ fn a_stored_policy_that_was_touched_is_refused_and_mended_by_storing_it_again() 
         "is a symbolic link",
     );
 }
+
+/// In production the repository belongs to the courier's user and root reads it.
+#[test]
+fn a_repository_of_another_user_can_be_read() {
+    let repository = Repository::new();
+    let commit = repository.plain_commit(POLICY);
+    if !nix::unistd::geteuid().is_root() {
+        // Nobody else can give files away, and nobody else runs the agent.
+        return;
+    }
+    repository.run("chown", &["-R", "65534:65534", "."], b"");
+    let candidate = from_commit(&repository.path().join(".git"), &commit).expect("ownership is no reason to refuse");
+    assert_eq!(candidate.revision().as_str(), commit);
+    assert!(is_ancestor(&repository.path().join(".git"), &commit, &commit).unwrap());
+}
