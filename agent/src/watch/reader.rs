@@ -28,7 +28,7 @@ pub(super) fn run(
     emit: &dyn Fn(Hint),
 ) -> Result<(), WatchError> {
     let mut tree = Tree::new(root, options);
-    let mounts = openat(CWD, "/proc/self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    let mounts = openat(CWD, "/proc/thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .inspect_err(|errno| tracing::warn!(%errno, "cannot watch mounts; the full scan will find what they hide"))
         .ok();
     let clock = clock_steps()
