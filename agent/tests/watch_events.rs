@@ -1,5 +1,11 @@
 //! The watcher against real directories: what each way of changing a declared path makes it say.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests change files as others do, and fail at once"
+)]
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The watcher and mounts. Needs root: each test mounts in a mount namespace of its own thread, which the watcher inherits.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
+
 use std::fs;
 use std::path::Path;
 
@@ -39,6 +41,9 @@ fn what_is_mounted_over_a_directory_is_watched_and_what_it_hides_again_afterward
             fs::create_dir(root.join("other")).unwrap();
         });
         let d = text(&guard.at("/d"));
+        fs::create_dir(guard.at("/nobody")).unwrap();
+        mount(&["-t", "tmpfs", "none", &text(&guard.at("/nobody"))]);
+        guard.expect_silence();
         mount(&["-t", "tmpfs", "none", &d]);
         guard.expect_hints(|hint| {
             assert_eq!(hint, rekindle::watch::Hint::Look([watch_common::id("/d/t")].into()), "and nothing else");
@@ -60,7 +65,7 @@ fn what_is_mounted_over_a_directory_is_watched_and_what_it_hides_again_afterward
 
 fn seed(root: &Path) -> std::path::PathBuf {
     let path = root.join("seed");
-    fs::write(&path, "x").unwrap();
+    drop(fs::File::create_new(&path).unwrap());
     path
 }
 
@@ -90,13 +95,13 @@ fn a_file_mounted_over_a_file_is_watched_where_it_comes_from() {
         let guard = Guard::new(&["/d/t"], |root| {
             fs::create_dir(root.join("d")).unwrap();
             fs::create_dir(root.join("elsewhere")).unwrap();
-            fs::write(root.join("d/t"), "good").unwrap();
-            fs::write(root.join("elsewhere/t"), "evil").unwrap();
+            fs::File::create_new(root.join("d/t")).unwrap();
+            fs::File::create_new(root.join("elsewhere/t")).unwrap();
         });
         mount(&["--bind", &text(&guard.at("/elsewhere/t")), &text(&guard.at("/d/t"))]);
         guard.expect("/d/t");
         guard.settle();
-        fs::write(guard.at("/elsewhere/t"), "more evil").unwrap();
+        run("sh", &["-c", &format!("echo evil > {}", text(&guard.at("/elsewhere/t")))]);
         guard.expect("/d/t");
     });
 }

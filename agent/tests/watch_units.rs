@@ -1,5 +1,7 @@
 //! The listener to systemd's signals, against a bus of its own on which the test plays systemd.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
+
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -116,7 +118,6 @@ struct Scene {
 
 impl Scene {
     /// Waits for `expected`. Nothing else may come before it: a signal that hints nothing is tested by what follows it.
-    #[track_caller]
     async fn expect(&mut self, expected: Hint) {
         let hint = timeout(DEADLINE, self.hints.recv()).await.expect("no hint came").unwrap();
         assert_eq!(hint, expected);

@@ -118,9 +118,8 @@ pub async fn unit_signals(
                     hint(Hint::Everything { why: "the connection to systemd was lost" });
                     delay = RETRY_FIRST;
                 }
-                match unless_changed(&mut units, tokio::time::sleep(delay)).await {
-                    Some(Err(Gone)) => return,
-                    Some(Ok(())) | None => {}
+                if let Some(Err(Gone)) = unless_changed(&mut units, tokio::time::sleep(delay)).await {
+                    return;
                 }
                 delay = (delay * 2).min(RETRY_MAX);
             }

@@ -1,6 +1,6 @@
 //! A watched root directory, and waiting for what the watcher says about it.
 
-#![expect(unreachable_pub, reason = "shared by several test programs")]
+#![expect(unreachable_pub, clippy::unwrap_used, reason = "shared by several test programs")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
