@@ -99,16 +99,27 @@ const RULES: &[Rule] = &[
         forbidden: WRITES,
         but: &[],
         applies_to: &[],
+        // The agent makes way for its own control socket and says who may connect to it.
         // The policy store is root's own; the repository and the delivery state are the courier's own.
-        except: &["host", "record", "spool.rs", "spool", "policy/trust/store.rs", "policy/trust.rs", "courier", "cli"],
+        except: &[
+            "host",
+            "record",
+            "spool.rs",
+            "spool",
+            "policy/trust/store.rs",
+            "policy/trust.rs",
+            "agent/mod.rs",
+            "courier",
+            "cli",
+        ],
     },
     Rule {
         rule: "the shape of the TOML stays inside the policy module",
         forbidden: &["crate::policy::schema"],
-        but: &[],
+        but: &["crate::policy::schema::json_schema"],
         applies_to: &[],
-        // `rekindle schema` prints it.
-        except: &["policy", "cli/schema.rs"],
+        // `rekindle schema` prints what editors read.
+        except: &["policy"],
     },
     Rule {
         rule: "the nouns know nothing of the verbs",
@@ -424,7 +435,7 @@ fn every_module_keeps_to_its_layer() {
     let mut found = Vec::new();
     for path in files {
         let file = path.strip_prefix(&src).unwrap().to_str().unwrap();
-        let is_test = file.ends_with("/tests.rs") || file.contains("/tests/");
+        let is_test = file.ends_with("tests.rs") || file.contains("/tests/");
         if !is_test {
             found.extend(violations(file, &named(&module_of(file), &fs::read_to_string(&path).unwrap())));
         }
