@@ -214,3 +214,25 @@ fn resource_id(text: &str) -> Result<ResourceId, String> {
 fn duration(text: &str) -> Result<std::time::Duration, String> {
     config::parse_duration(text).map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_reads_as_reviewed() {
+        let mut command = Cli::command();
+        command.build();
+        let mut pages = command.clone().term_width(100).render_help().to_string();
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            pages.push_str(&format!("\n==== {}\n", sub.get_name()));
+            pages.push_str(&sub.clone().term_width(100).render_help().to_string());
+        }
+        insta::assert_snapshot!("help", pages);
+    }
+}
