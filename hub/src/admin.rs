@@ -54,7 +54,7 @@ pub struct TokenCreated {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct HostSummary {
     /// The slot's name.
-    pub id: HostId,
+    pub host_id: HostId,
     /// Its group.
     pub group: String,
     /// The host's own name.
@@ -83,7 +83,7 @@ pub struct ReimageSummary {
     /// The agent's name for it.
     pub request: RequestKey,
     /// Which host.
-    pub host: HostId,
+    pub host_id: HostId,
     /// Which incarnation of it.
     pub incarnation: u64,
     /// The host's group.
@@ -145,7 +145,7 @@ impl From<Reimage> for ReimageSummary {
         Self {
             id: reimage.id,
             request: reimage.request,
-            host: reimage.host,
+            host_id: reimage.host,
             incarnation: reimage.incarnation,
             group: reimage.group,
             state: reimage.state,
@@ -200,7 +200,7 @@ impl Admin {
             health: host.checkin.as_ref().map(|checkin| checkin.health),
             failing: host.checkin.iter().flat_map(|c| c.failing.iter().map(|f| f.resource.clone())).collect(),
             policy: host.checkin.and_then(|checkin| checkin.policy),
-            id: host.id,
+            host_id: host.id,
             group: host.group,
             hostname: host.hostname,
             machine: host.machine,
@@ -211,10 +211,10 @@ impl Admin {
         Ok(hosts.into_iter().map(summary).collect())
     }
 
-    /// Returns all requests, the newest first.
+    /// Returns all requests, the oldest first.
     pub async fn list_reimages(&self) -> Result<Vec<ReimageSummary>, CallError> {
         let reimages = store::reimages::list(&mut self.hub.store.read().await?, None).await?;
-        Ok(reimages.into_iter().map(ReimageSummary::from).collect())
+        Ok(reimages.into_iter().rev().map(ReimageSummary::from).collect())
     }
 
     /// Returns all about one request.

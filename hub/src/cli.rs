@@ -1,4 +1,4 @@
-//! Commands, and how their answers look to a person. `--json` prints what the hub answered under a `version`.
+//! Commands, and how their answers look to a person. `--json` prints what the hub answered, with a `version`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use jiff::{Timestamp, Unit};
 use rekindle_hub::admin::{HostSummary, NewToken, ReimageDetail, ReimageSummary, TokenCreated};
 use rekindle_hub::config::{self, DEFAULT_CONTROL};
 use rekindle_hub::control::{self, ControlRequest};
-use rekindle_hub::{AuditCheck, AuditEntry};
+use rekindle_hub::{AuditCheck, AuditEntry, HubError};
 use rekindle_protocol::{HostId, ReimageState, ReimageStatus};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -22,9 +22,12 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(name = "rekindle-hub", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// Control socket of the running hub
-    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_CONTROL)]
-    control: PathBuf,
+    /// Configuration; commands other than `serve` only look there for the control socket
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/rekindle-hub/hub.toml")]
+    config: PathBuf,
+    /// Control socket of the running hub, instead of the one that the configuration names
+    #[arg(long, global = true, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -36,9 +39,6 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the hub
     Serve {
-        /// Configuration
-        #[arg(long, value_name = "FILE", default_value = "/etc/rekindle-hub/hub.toml")]
-        config: PathBuf,
         /// Speak plain HTTP, which is permitted on a loopback address only
         #[arg(long)]
         insecure_loopback: bool,
@@ -54,6 +54,11 @@ enum Command {
     Reimages,
     /// Show all about one request: its dossier, engine calls and decisions
     Show {
+        /// Request
+        id: String,
+    },
+    /// Print the dossier that a host sent with its request, as JSON
+    Evidence {
         /// Request
         id: String,
     },
@@ -125,26 +130,41 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let out = Out { json: cli.json };
-    let ask = async |request: ControlRequest| control::call(&cli.control, &request).await;
+    let (config, control) = (cli.config, cli.control);
+    let ask = async |request: ControlRequest| -> anyhow::Result<Value> {
+        let socket = match control {
+            Some(path) => path,
+            None => configured_socket(&config)?,
+        };
+        Ok(control::call(&socket, &request).await?)
+    };
     match cli.command {
-        Command::Serve { config, insecure_loopback } => return serve(&config, insecure_loopback).await,
+        Command::Serve { insecure_loopback } => return serve(&config, insecure_loopback).await,
         Command::Openapi => out.text(&format!("{:#}\n", rekindle_protocol::openapi()))?,
         Command::Token { command: TokenCommand::Create { group, host, uses, expires } } => {
             let answer = ask(ControlRequest::CreateToken(NewToken { group, host, uses, expires })).await?;
-            out.answer(answer, |created: TokenCreated| {
+            out.answer(None, answer, |created: TokenCreated| {
                 // The token alone on standard output, so that it can be piped; its end on standard error.
                 eprintln!("valid until {}; it is not shown again", short(created.expires_at));
                 format!("{}\n", created.token.reveal())
             })?;
         }
         Command::Hosts => {
-            out.answer(ask(ControlRequest::Hosts).await?, |hosts: Vec<HostSummary>| hosts_table(&hosts))?
+            out.answer(Some("hosts"), ask(ControlRequest::Hosts).await?, |hosts: Vec<HostSummary>| hosts_table(&hosts))?
         }
         Command::Reimages => {
-            out.answer(ask(ControlRequest::Reimages).await?, |all: Vec<ReimageSummary>| reimages_table(&all))?;
+            out.answer(Some("reimages"), ask(ControlRequest::Reimages).await?, |all: Vec<ReimageSummary>| {
+                reimages_table(&all)
+            })?;
         }
         Command::Show { id } => {
-            out.answer(ask(ControlRequest::Show { id }).await?, |detail: ReimageDetail| show(&detail))?;
+            out.answer(None, ask(ControlRequest::Show { id }).await?, |detail: ReimageDetail| show(&detail))?;
+        }
+        Command::Evidence { id } => {
+            let detail: ReimageDetail = serde_json::from_value(ask(ControlRequest::Show { id: id.clone() }).await?)
+                .context("the hub's answer does not fit: is it of another version?")?;
+            let dossier = detail.evidence.with_context(|| format!("no dossier was sent for reimage `{id}` (yet)"))?;
+            out.answer(Some("evidence"), dossier, |dossier: Value| format!("{dossier:#}\n"))?;
         }
         Command::Approve { id, dispatch_again: false } => out.status(ask(ControlRequest::Approve { id }).await?)?,
         Command::Approve { id, dispatch_again: true } => {
@@ -155,12 +175,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Release { id } => out.status(ask(ControlRequest::Release { id }).await?)?,
         Command::Audit { verify: false, limit } => {
-            out.answer(ask(ControlRequest::Audit { limit }).await?, |all: Vec<AuditEntry>| audit_lines(&all))?;
+            out.answer(Some("entries"), ask(ControlRequest::Audit { limit }).await?, |all: Vec<AuditEntry>| {
+                audit_lines(&all)
+            })?;
         }
         Command::Audit { verify: true, limit: _ } => {
             let answer = ask(ControlRequest::VerifyAudit).await?;
             let check: AuditCheck = serde_json::from_value(answer.clone()).context("the hub's answer does not fit")?;
-            out.answer(answer, |check: AuditCheck| match check.broken {
+            out.answer(None, answer, |check: AuditCheck| match check.broken {
                 None => format!("{} entries, all in order; the last hash is {}\n", check.n_entries, check.head),
                 Some(how) => format!("BROKEN after {} good entries: {how}\n", check.n_entries),
             })?;
@@ -168,6 +190,17 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the control socket that a configuration names; the usual one where there is no configuration.
+fn configured_socket(config: &Path) -> anyhow::Result<PathBuf> {
+    match config::load(config) {
+        Ok(options) => Ok(options.control.unwrap_or_else(|| DEFAULT_CONTROL.into())),
+        Err(HubError::ReadConfig { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(DEFAULT_CONTROL.into())
+        }
+        Err(error) => Err(error).context("cannot tell where the hub's control socket is\nhint: name it with --control"),
+    }
 }
 
 async fn serve(path: &Path, insecure_loopback: bool) -> anyhow::Result<ExitCode> {
@@ -217,9 +250,23 @@ impl Out {
         }
     }
 
-    fn answer<T: DeserializeOwned>(&self, answer: Value, render: impl FnOnce(T) -> String) -> anyhow::Result<()> {
+    /// Prints an answer: in JSON under a key of its own, or, without one, its keys beside the `version`.
+    fn answer<T: DeserializeOwned>(
+        &self,
+        key: Option<&str>,
+        answer: Value,
+        render: impl FnOnce(T) -> String,
+    ) -> anyhow::Result<()> {
         if self.json {
-            return self.text(&format!("{:#}\n", json!({ "version": 1, "result": answer })));
+            let mut object = json!({ "version": 1 });
+            match (object.as_object_mut(), key, answer) {
+                (Some(object), None, Value::Object(answer)) => object.extend(answer),
+                (Some(object), key, answer) => {
+                    object.insert(key.unwrap_or("result").to_owned(), answer);
+                }
+                (None, ..) => {}
+            }
+            return self.text(&format!("{object:#}\n"));
         }
         let value =
             serde_json::from_value(answer).context("the hub's answer does not fit: is it of another version?")?;
@@ -227,7 +274,7 @@ impl Out {
     }
 
     fn status(&self, answer: Value) -> anyhow::Result<()> {
-        self.answer(answer, |status: ReimageStatus| {
+        self.answer(None, answer, |status: ReimageStatus| {
             let next = match status.state {
                 ReimageState::AwaitingReady => " (the host drains, then the engine is called)",
                 ReimageState::Failed | ReimageState::Quarantined => {
@@ -282,7 +329,7 @@ fn hosts_table(hosts: &[HostSummary]) -> String {
     }
     let rows = hosts.iter().map(|host| {
         vec![
-            host.id.to_string(),
+            host.host_id.to_string(),
             host.group.clone(),
             host.incarnation.to_string(),
             host.health.map_or_else(|| "-".to_owned(), |health| word(&json!(health))),
@@ -301,7 +348,7 @@ fn reimages_table(all: &[ReimageSummary]) -> String {
     let rows = all.iter().map(|reimage| {
         vec![
             reimage.id.to_string(),
-            reimage.host.to_string(),
+            reimage.host_id.to_string(),
             reimage.incarnation.to_string(),
             reimage.state.word().to_owned(),
             reimage.why.word().to_owned(),
@@ -318,7 +365,7 @@ fn show(detail: &ReimageDetail) -> String {
         "{} is {}\n  host       {} (group {}, incarnation {})\n  why        {}: {}\n  requested  {}\n",
         reimage.id,
         reimage.state.word(),
-        reimage.host,
+        reimage.host_id,
         reimage.group,
         reimage.incarnation,
         reimage.why.word(),

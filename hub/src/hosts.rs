@@ -4,8 +4,8 @@
 
 use jiff::Timestamp;
 use rekindle_protocol::{
-    CheckIn, CheckInAnswer, Directive, EnrollAnswer, EnrollRequest, HostId, MAX_LISTED, Problem, Reason, ReimageEvent,
-    ReimageState,
+    CheckIn, CheckInAnswer, Directive, EnrollAnswer, EnrollRequest, Failing, Hold, HostId, MAX_LISTED, MachineFacts,
+    Problem, Reason, ReimageEvent, ReimageState,
 };
 use serde_json::json;
 
@@ -15,8 +15,8 @@ use crate::store::reimages::{Reimage, Step};
 use crate::store::{self, Tx, audit};
 use crate::{CallError, StoreError};
 
-/// Longest text field that a host may send, in bytes.
-const MAX_TEXT: usize = 512;
+/// Most characters that are kept of a text field that a host sends.
+const MAX_TEXT: usize = 1024;
 
 /// Time between check-ins while a request is open, in seconds: somebody is waiting.
 const BUSY_CHECKIN_S: u64 = 10;
@@ -50,11 +50,16 @@ pub(crate) async fn authenticate(hub: &Hub, token: &str) -> Result<Identity, Cal
 
 /// Exchanges a join token for an identity.
 pub(crate) async fn enroll(hub: &Hub, request: &EnrollRequest, now: Timestamp) -> Result<EnrollAnswer, CallError> {
-    let machine = &request.machine;
-    bounded(
-        &[&request.hostname, &machine.os, &machine.arch, &machine.kernel, &machine.agent],
-        "`hostname` and `machine` hold",
-    )?;
+    let request = &EnrollRequest {
+        hostname: tidy(&request.hostname),
+        machine: MachineFacts {
+            os: tidy(&request.machine.os),
+            arch: tidy(&request.machine.arch),
+            kernel: tidy(&request.machine.kernel),
+            agent: tidy(&request.machine.agent),
+        },
+        ..request.clone()
+    };
     let invalid = |why: &str| {
         CallError::refused(Reason::TokenInvalid, format!("{why}; ask an operator for `rekindle-hub token create`"))
     };
@@ -177,15 +182,11 @@ pub(crate) async fn check_in(
             ),
         ));
     }
-    let texts = [Some(&checkin.agent), checkin.policy.as_ref(), checkin.image.as_ref()].into_iter().flatten();
-    let failing =
-        checkin.failing.iter().flat_map(|f| [Some(&f.resource), Some(&f.signature), f.class.as_ref()]).flatten();
-    let holds = checkin.holds.iter().flat_map(|hold| [&hold.reason, &hold.owner]);
-    bounded(&texts.chain(failing).chain(holds).map(String::as_str).collect::<Vec<_>>(), "the check-in holds")?;
     if checkin.failing.len() > MAX_LISTED || checkin.holds.len() > MAX_LISTED {
         let detail = format!("`failing` and `holds` may list at most {MAX_LISTED} each");
         return Err(CallError::refused(Reason::Malformed, detail));
     }
+    let checkin = &tidied(checkin);
     let mut tx = hub.store.begin().await?;
     let host = store::hosts::find(&mut tx, &identity.host)
         .await?
@@ -254,13 +255,32 @@ fn directive(reimage: &Reimage, checkin: &CheckIn) -> Directive {
     }
 }
 
-/// Refuses texts that are too long, or that would write control characters to a person's terminal.
-pub(crate) fn bounded(texts: &[&str], what: &str) -> Result<(), CallError> {
-    if texts.iter().any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control)) {
-        let detail = format!("{what} a text of more than {MAX_TEXT} bytes or with control characters");
-        return Err(CallError::refused(Reason::Malformed, detail));
+fn tidied(checkin: &CheckIn) -> CheckIn {
+    let failing = checkin.failing.iter().map(|failing| Failing {
+        resource: tidy(&failing.resource),
+        signature: tidy(&failing.signature),
+        class: failing.class.as_deref().map(tidy),
+    });
+    let holds = checkin.holds.iter().map(|hold| Hold {
+        reason: tidy(&hold.reason),
+        owner: tidy(&hold.owner),
+        until: hold.until,
+    });
+    CheckIn {
+        agent: tidy(&checkin.agent),
+        policy: checkin.policy.as_deref().map(tidy),
+        image: checkin.image.as_deref().map(tidy),
+        failing: failing.collect(),
+        holds: holds.collect(),
+        ..checkin.clone()
     }
-    Ok(())
+}
+
+/// Cuts a text that is for people to a length, and takes out what would reach their terminals as control characters.
+///
+/// Refusing it instead would make a host with an odd error message fall silent.
+pub(crate) fn tidy(text: &str) -> String {
+    text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Returns whether the last check-in of an incarnation said that it has converged since its birth.

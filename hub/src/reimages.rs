@@ -18,9 +18,6 @@ use crate::store::reimages::{Reimage, Step};
 use crate::store::{self, Tx, audit};
 use crate::{CallError, StoreError};
 
-/// Longest summary, in bytes.
-const MAX_SUMMARY: usize = 1024;
-
 /// A host reimaged within this many hours needs a person, whatever its group says: reimaging it again did not help once.
 const MIN_INTERVAL_HOURS: i64 = 24;
 
@@ -40,11 +37,6 @@ pub(crate) async fn ask(
     ask: &ReimageAsk,
     now: Timestamp,
 ) -> Result<(Made, ReimageStatus), CallError> {
-    if ask.summary.len() > MAX_SUMMARY {
-        let detail = format!("`summary` is longer than {MAX_SUMMARY} bytes");
-        return Err(CallError::refused(Reason::Malformed, detail));
-    }
-    hosts::bounded(&[ask.policy.as_deref().unwrap_or_default()], "`policy` holds")?;
     if ask.evidence.as_ref().is_some_and(|digest| !is_sha256(digest)) {
         return Err(CallError::refused(Reason::Malformed, "`evidence` is not 64 lower-case hexadecimal digits"));
     }
@@ -64,8 +56,10 @@ pub(crate) async fn ask(
         }
         // The host that was just born asks to be reborn: that is the outcome of the request it was born from.
         let mut open = open.clone();
-        let step = Step::new(ReimageEvent::Fail(Failure::DeadOnArrival), "hub")
-            .because(Reason::DeadOnArrival, format!("the new incarnation asked to be reimaged: {}", ask.summary));
+        let step = Step::new(ReimageEvent::Fail(Failure::DeadOnArrival), "hub").because(
+            Reason::DeadOnArrival,
+            format!("the new incarnation asked to be reimaged: {}", hosts::tidy(&ask.summary)),
+        );
         store::reimages::advance(&mut tx, &mut open, step, now).await?;
         store::commit(tx).await?;
         hub.announce();
@@ -84,8 +78,8 @@ pub(crate) async fn ask(
         incarnation: identity.incarnation,
         state: ReimageState::Requested,
         why: ask.reason,
-        summary: ask.summary.replace(char::is_control, " "),
-        policy: ask.policy.clone(),
+        summary: hosts::tidy(&ask.summary),
+        policy: ask.policy.as_deref().map(hosts::tidy),
         evidence: ask.evidence.clone(),
         code: Some(Reason::ApprovalPending),
         reason: Some(format!("waiting for a person in group `{group}`")),
@@ -356,7 +350,6 @@ pub(crate) async fn cancel(
     why: &str,
     now: Timestamp,
 ) -> Result<ReimageStatus, CallError> {
-    hosts::bounded(&[why], "`why` holds")?;
     let mut tx = hub.store.begin().await?;
     let mut reimage = own_of_this_incarnation(&mut tx, identity, id).await?;
     if reimage.state == ReimageState::Cancelled {
@@ -367,7 +360,7 @@ pub(crate) async fn cancel(
     }
     let actor = identity.actor();
     let mut step = Step::new(ReimageEvent::Cancel, &actor);
-    step.reason = (!why.is_empty()).then(|| why.to_owned());
+    step.reason = (!why.is_empty()).then(|| hosts::tidy(why));
     store::reimages::advance(&mut tx, &mut reimage, step, now).await?;
     store::commit(tx).await?;
     hub.announce();

@@ -13,24 +13,24 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Longest that a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A hub that can be stopped and started again on the same database.
-pub struct Site {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Site {
+    pub(crate) dir: tempfile::TempDir,
     tls: TlsIdentity,
     client: Client,
-    pub running: Option<Running>,
+    pub(crate) running: Option<Running>,
 }
 
 /// What differs between tests.
-pub struct Setup {
-    pub opted_in: bool,
-    pub approval: Approval,
+pub(crate) struct Setup {
+    pub(crate) opted_in: bool,
+    pub(crate) approval: Approval,
     /// Shell script; the intent is on its standard input, `$1` is a file to append to.
-    pub engine: Option<&'static str>,
-    pub engine_timeout: Duration,
-    pub grant: Duration,
+    pub(crate) engine: Option<&'static str>,
+    pub(crate) engine_timeout: Duration,
+    pub(crate) grant: Duration,
 }
 
 impl Default for Setup {
@@ -47,7 +47,7 @@ impl Default for Setup {
 
 impl Site {
     /// Starts a hub with one group, `web`.
-    pub async fn start(setup: &Setup) -> Self {
+    pub(crate) async fn start(setup: &Setup) -> Self {
         let issued = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let certificate = issued.cert.pem();
         let root = reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap();
@@ -59,7 +59,7 @@ impl Site {
     }
 
     /// Starts the hub again.
-    pub async fn restart(&mut self, setup: &Setup) {
+    pub(crate) async fn restart(&mut self, setup: &Setup) {
         if let Some(running) = self.running.take() {
             running.stop().await;
         }
@@ -80,11 +80,11 @@ impl Site {
         self.running = Some(rekindle_hub::start(options).await.unwrap());
     }
 
-    pub fn database(&self) -> PathBuf {
+    pub(crate) fn database(&self) -> PathBuf {
         self.dir.path().join("hub.db")
     }
 
-    pub fn control(&self) -> PathBuf {
+    pub(crate) fn control(&self) -> PathBuf {
         self.dir.path().join("control.sock")
     }
 
@@ -93,27 +93,27 @@ impl Site {
     }
 
     /// Returns the intents that the engine was given, one a call.
-    pub fn engine_calls(&self) -> Vec<Value> {
+    pub(crate) fn engine_calls(&self) -> Vec<Value> {
         read_lines(&self.calls_file())
     }
 
-    pub fn admin(&self) -> Admin {
+    pub(crate) fn admin(&self) -> Admin {
         self.running.as_ref().unwrap().admin()
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.running.as_ref().unwrap().addr.port())
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> RequestBuilder {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> RequestBuilder {
         self.client.post(self.url(path)).body(body.to_string())
     }
 
-    pub fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    pub async fn join_token(&self, host: Option<&str>) -> String {
+    pub(crate) async fn join_token(&self, host: Option<&str>) -> String {
         let new = NewToken {
             group: "web".to_owned(),
             host: host.map(|host| host.parse().unwrap()),
@@ -123,18 +123,18 @@ impl Site {
         self.admin().create_token(new).await.unwrap().token.reveal().to_owned()
     }
 
-    pub async fn enroll(&self, host: &str, token: &str) -> Response {
+    pub(crate) async fn enroll(&self, host: &str, token: &str) -> Response {
         self.post("/v1/enroll", &enrolment(host, token)).send().await.unwrap()
     }
 
     /// Enrols a host with a fresh token.
-    pub async fn host(&self, name: &str) -> Host {
+    pub(crate) async fn host(&self, name: &str) -> Host {
         let answer = self.enroll(name, &self.join_token(None).await).await;
         Host::from_answer(expect(answer, 201).await)
     }
 
     /// Waits until a request is in a state.
-    pub async fn until(&self, id: &str, state: ReimageState) {
+    pub(crate) async fn until(&self, id: &str, state: ReimageState) {
         let mut tick = tokio::time::interval(Duration::from_millis(20));
         let reached = async {
             loop {
@@ -152,14 +152,14 @@ impl Site {
 
 /// A host with an identity.
 #[derive(Debug, Clone)]
-pub struct Host {
-    pub name: String,
-    pub incarnation: u64,
-    pub token: String,
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) token: String,
 }
 
 impl Host {
-    pub fn from_answer(answer: Value) -> Self {
+    pub(crate) fn from_answer(answer: Value) -> Self {
         let answer: EnrollAnswer = serde_json::from_value(answer).unwrap();
         Self {
             name: answer.host_id.to_string(),
@@ -168,7 +168,7 @@ impl Host {
         }
     }
 
-    pub fn checkin(&self, seq: u64, health: &str) -> Value {
+    pub(crate) fn checkin(&self, seq: u64, health: &str) -> Value {
         json!({
             "host_id": self.name, "incarnation": self.incarnation, "boot_id": format!("boot-{}", self.incarnation),
             "seq": seq, "agent": "0.1.0", "policy": "abc", "health": health, "since": "2026-11-01T00:00:00Z",
@@ -177,11 +177,11 @@ impl Host {
         })
     }
 
-    pub async fn check_in(&self, site: &Site, seq: u64, health: &str) -> Response {
+    pub(crate) async fn check_in(&self, site: &Site, seq: u64, health: &str) -> Response {
         site.post("/v1/checkin", &self.checkin(seq, health)).bearer_auth(&self.token).send().await.unwrap()
     }
 
-    pub async fn ask(&self, site: &Site, key: &str, evidence: Option<&[u8]>) -> Response {
+    pub(crate) async fn ask(&self, site: &Site, key: &str, evidence: Option<&[u8]>) -> Response {
         let ask = json!({
             "request": key, "reason": "failed", "summary": "package[nginx] cannot be installed",
             "incarnation": self.incarnation, "policy": "abc", "evidence": evidence.map(sha256_hex),
@@ -189,35 +189,35 @@ impl Host {
         site.post("/v1/reimages", &ask).header("idempotency-key", key).bearer_auth(&self.token).send().await.unwrap()
     }
 
-    pub async fn put_evidence(&self, site: &Site, id: &str, body: Vec<u8>, digest: &str) -> Response {
+    pub(crate) async fn put_evidence(&self, site: &Site, id: &str, body: Vec<u8>, digest: &str) -> Response {
         let url = site.url(&format!("/v1/reimages/{id}/evidence"));
         let request = site.client().put(url).header("content-digest", digest).body(body);
         request.bearer_auth(&self.token).send().await.unwrap()
     }
 
-    pub async fn act(&self, site: &Site, id: &str, what: &str) -> Response {
+    pub(crate) async fn act(&self, site: &Site, id: &str, what: &str) -> Response {
         let request = site.client().post(site.url(&format!("/v1/reimages/{id}/{what}")));
         request.bearer_auth(&self.token).send().await.unwrap()
     }
 
-    pub async fn get(&self, site: &Site, path: &str) -> Response {
+    pub(crate) async fn get(&self, site: &Site, path: &str) -> Response {
         site.client().get(site.url(path)).bearer_auth(&self.token).send().await.unwrap()
     }
 }
 
-pub fn enrolment(host: &str, token: &str) -> Value {
+pub(crate) fn enrolment(host: &str, token: &str) -> Value {
     json!({ "token": token, "host_id": host, "hostname": host, "boot_id": "b1", "machine": { "os": "Debian" } })
 }
 
 /// Returns an answer's body, which must come with a status.
-pub async fn expect(response: Response, status: u16) -> Value {
+pub(crate) async fn expect(response: Response, status: u16) -> Value {
     let (found, text) = (response.status(), response.text().await.unwrap());
     assert_eq!(found, StatusCode::from_u16(status).unwrap(), "{text}");
     serde_json::from_str(&text).unwrap_or(Value::Null)
 }
 
 /// Checks that an answer is a problem document with a status and a reason.
-pub async fn expect_problem(response: Response, status: u16, reason: &str) -> Value {
+pub(crate) async fn expect_problem(response: Response, status: u16, reason: &str) -> Value {
     assert_eq!(response.headers()["content-type"], "application/problem+json");
     let problem = expect(response, status).await;
     assert_eq!(problem["reason"], reason, "{problem}");
@@ -225,11 +225,11 @@ pub async fn expect_problem(response: Response, status: u16, reason: &str) -> Va
     problem
 }
 
-pub async fn expect_status(response: Response, status: u16) -> ReimageStatus {
+pub(crate) async fn expect_status(response: Response, status: u16) -> ReimageStatus {
     serde_json::from_value(expect(response, status).await).unwrap()
 }
 
-pub fn content_digest(body: &[u8]) -> String {
+pub(crate) fn content_digest(body: &[u8]) -> String {
     format!("sha-256=:{}:", base64::engine::general_purpose::STANDARD.encode(Sha256::digest(body)))
 }
 

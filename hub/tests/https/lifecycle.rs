@@ -1,10 +1,8 @@
-//! The life of a request over real HTTPS: a real database, a real engine program, real restarts.
-
-mod common;
+//! The life of a request.
 
 use std::time::Duration;
 
-use common::{Host, Setup, Site, content_digest, enrolment, expect, expect_problem, expect_status};
+use crate::common::{Host, Setup, Site, content_digest, enrolment, expect, expect_problem, expect_status};
 use rekindle_hub::Approval;
 use rekindle_protocol::{Reason, ReimageState};
 use serde_json::json;
@@ -192,7 +190,7 @@ async fn a_stop_while_the_engine_runs_holds_and_a_late_birth_settles_it() {
             tick.tick().await;
         }
     };
-    tokio::time::timeout(common::PATIENCE, written).await.expect("the engine got its intent");
+    tokio::time::timeout(crate::common::PATIENCE, written).await.expect("the engine got its intent");
     site.restart(&setup).await;
     site.until(&id, ReimageState::Held).await;
     assert_eq!(site.engine_calls().len(), 1);
