@@ -126,16 +126,13 @@ pub enum StoreError {
 impl StoreError {
     /// Returns whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
+        // 5 is SQLITE_BUSY, 6 is SQLITE_LOCKED; extended codes keep them in the low byte.
+        let is_busy = |code: &str| code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6));
         match self {
-            Self::Query { source, .. } => match source {
-                sqlx::Error::PoolTimedOut => true,
-                // 5 is SQLITE_BUSY, 6 is SQLITE_LOCKED; extended codes keep them in the low byte.
-                sqlx::Error::Database(error) => error
-                    .code()
-                    .and_then(|code| code.parse::<u32>().ok())
-                    .is_some_and(|code| matches!(code & 0xff, 5 | 6)),
-                _ => false,
-            },
+            Self::Query { source: sqlx::Error::PoolTimedOut, .. } => true,
+            Self::Query { source, .. } => {
+                source.as_database_error().and_then(|e| e.code()).is_some_and(|c| is_busy(&c))
+            }
             Self::Open { .. }
             | Self::Locked { .. }
             | Self::Connect { .. }

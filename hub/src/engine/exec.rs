@@ -3,14 +3,13 @@
 //! The program gets a clean environment, a process group of its own and a deadline, after which the group is killed. Exit
 //! status 0 means done, any other means failed; killed at the deadline means that nobody knows.
 
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::Outcome;
 use crate::config::Engine;
@@ -26,16 +25,21 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    stdout: Collected,
-    stderr: Collected,
-    stdin: JoinHandle<()>,
+    input: Vec<u8>,
+}
+
+/// How a program stopped being waited for.
+enum Ended {
+    Exited(std::io::Result<ExitStatus>),
+    Late,
+    HubStopped,
 }
 
 /// Starts the program. An error means that nothing was started.
 pub(crate) fn start(engine: &Engine, input: Vec<u8>) -> std::io::Result<Running> {
     let mut argv = engine.exec.iter();
     let program = argv.next().ok_or(std::io::ErrorKind::InvalidInput)?;
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(argv)
         .current_dir("/")
         .env_clear()
@@ -47,106 +51,87 @@ pub(crate) fn start(engine: &Engine, input: Vec<u8>) -> std::io::Result<Running>
         .process_group(0)
         .kill_on_drop(false)
         .spawn()?;
-    let stdout = Collected::new(child.stdout.take());
-    let stderr = Collected::new(child.stderr.take());
-    let pipe = child.stdin.take();
-    // A program that does not read its input must not block the wait for its end.
-    let stdin = tokio::task::spawn(async move {
-        if let Some(mut pipe) = pipe
-            && let Err(error) = pipe.write_all(&input).await
-        {
-            tracing::debug!(%error, "the engine did not read its intent");
-        }
-    });
-    Ok(Running { child, stdout, stderr, stdin })
+    Ok(Running { child, input })
 }
 
 impl Running {
     /// Waits for the program's end, its deadline, or the hub's stop.
     pub(crate) async fn wait(mut self, timeout: Duration, mut stop: watch::Receiver<bool>) -> Outcome {
         let group = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let ended = tokio::select! {
-            ended = tokio::time::timeout(timeout, self.child.wait()) => ended,
-            () = stopped(&mut stop) => {
-                self.stdin.abort();
-                let why = "the hub was stopped while the engine ran".to_owned();
-                return Outcome::Lost { why, output: self.output(Duration::ZERO).await };
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        // The pipes are served beside the wait and never awaited alone: a program may ignore its input, and what it
+        // leaves running may hold its output open.
+        let mut pipes = Box::pin({
+            let stdin = feed(self.child.stdin.take(), self.input);
+            let stdout = collect(self.child.stdout.take(), &mut stdout);
+            let stderr = collect(self.child.stderr.take(), &mut stderr);
+            async { tokio::join!(stdin, stdout, stderr) }
+        });
+        let mut deadline = std::pin::pin!(tokio::time::sleep(timeout));
+        let mut are_open = true;
+        let ended = loop {
+            tokio::select! {
+                status = self.child.wait() => break Ended::Exited(status),
+                _ = &mut pipes, if are_open => are_open = false,
+                () = &mut deadline => break Ended::Late,
+                () = stopped(&mut stop) => break Ended::HubStopped,
             }
         };
+        if let Ended::Late = ended {
+            if let Some(group) = group
+                && let Err(error) = kill_process_group(group, Signal::KILL)
+            {
+                tracing::warn!(%error, "cannot kill an engine that took too long");
+            }
+            if let Err(error) = self.child.wait().await {
+                tracing::warn!(%error, "cannot wait for a killed engine");
+            }
+        }
+        let is_over = !matches!(ended, Ended::HubStopped);
+        if are_open && is_over && tokio::time::timeout(LAST_WORDS, &mut pipes).await.is_err() {
+            tracing::debug!("what the engine left running holds its output open");
+        }
+        drop(pipes);
+        let output = rendered(&stdout, &stderr);
         match ended {
-            Ok(Ok(status)) => {
-                self.stdin.abort();
-                let output = self.output(LAST_WORDS).await;
-                if status.success() {
-                    Outcome::Done { output }
-                } else {
-                    Outcome::Failed { how: format!("the engine ended with {status}"), output }
-                }
-            }
-            Ok(Err(error)) => {
-                let why = format!("cannot wait for the engine: {error}");
-                Outcome::Lost { why, output: self.output(LAST_WORDS).await }
-            }
-            Err(_) => {
-                if let Some(group) = group
-                    && let Err(error) = kill_process_group(group, Signal::KILL)
-                {
-                    tracing::warn!(%error, "cannot kill an engine that took too long");
-                }
-                if let Err(error) = self.child.wait().await {
-                    tracing::warn!(%error, "cannot wait for a killed engine");
-                }
-                self.stdin.abort();
+            Ended::Exited(Ok(status)) if status.success() => Outcome::Done { output },
+            Ended::Exited(Ok(status)) => Outcome::Failed { how: format!("the engine ended with {status}"), output },
+            Ended::Exited(Err(error)) => Outcome::Lost { why: format!("cannot wait for the engine: {error}"), output },
+            Ended::Late => {
                 let why = format!("the engine did not end within {} s and was killed", timeout.as_secs());
-                Outcome::Lost { why, output: self.output(LAST_WORDS).await }
+                Outcome::Lost { why, output }
             }
+            Ended::HubStopped => Outcome::Lost { why: "the hub was stopped while the engine ran".to_owned(), output },
         }
-    }
-
-    async fn output(self, patience: Duration) -> String {
-        let mut text = String::new();
-        for (name, stream) in [("stdout", self.stdout), ("stderr", self.stderr)] {
-            let bytes = stream.take(patience).await;
-            if !bytes.is_empty() {
-                text.push_str(&format!("[{name}]\n{}\n", printable(&bytes)));
-            }
-        }
-        text
     }
 }
 
-/// The beginning of a stream, collected while the program runs.
-#[derive(Debug)]
-struct Collected {
-    reader: JoinHandle<()>,
-    bytes: watch::Receiver<Vec<u8>>,
+async fn feed(pipe: Option<ChildStdin>, input: Vec<u8>) {
+    if let Some(mut pipe) = pipe
+        && let Err(error) = pipe.write_all(&input).await
+    {
+        tracing::debug!(%error, "the engine did not read its intent");
+    }
 }
 
-impl Collected {
-    fn new(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
-        let (sender, bytes) = watch::channel(Vec::new());
-        let reader = tokio::task::spawn(async move {
-            let Some(mut stream) = stream else { return };
-            let mut chunk = [0_u8; 4096];
-            while let Ok(n) = stream.read(&mut chunk).await {
-                if n == 0 {
-                    return;
-                }
-                sender.send_modify(|bytes| {
-                    let room = MAX_OUTPUT.saturating_sub(bytes.len()).min(n);
-                    bytes.extend(chunk.iter().take(room));
-                });
-            }
-        });
-        Self { reader, bytes }
+/// Keeps the beginning of a stream, and reads the rest so that the program does not block.
+async fn collect(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
+    let mut chunk = [0_u8; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut chunk).await {
+        let room = MAX_OUTPUT.saturating_sub(kept.len()).min(n);
+        kept.extend(chunk.iter().take(room));
     }
+}
 
-    async fn take(mut self, patience: Duration) -> Vec<u8> {
-        if tokio::time::timeout(patience, &mut self.reader).await.is_err() {
-            self.reader.abort();
+fn rendered(stdout: &[u8], stderr: &[u8]) -> String {
+    let mut text = String::new();
+    for (name, bytes) in [("stdout", stdout), ("stderr", stderr)] {
+        if !bytes.is_empty() {
+            text.push_str(&format!("[{name}]\n{}\n", printable(bytes)));
         }
-        self.bytes.borrow().clone()
     }
+    text
 }
 
 /// Returns text without control characters, which would reach a person's terminal.

@@ -101,7 +101,8 @@ pub(crate) async fn is_repeated(tx: &mut Tx, action: &str, subject: &str, detail
             .fetch_optional(&mut **tx)
             .await
             .map_err(query("read the audit log"))?;
-    Ok(last.is_some_and(|(last_action, last_detail)| last_action == action && last_detail == detail.to_string()))
+    let text = detail.to_string();
+    Ok(last.is_some_and(|(last_action, last_detail)| last_action == action && last_detail == text))
 }
 
 /// Returns the newest entries, oldest first; those of one subject when one is named.
