@@ -14,7 +14,9 @@ use crate::resource::ResourceId;
 use crate::watch::Hint;
 
 /// Repairs of one resource that are free in a minute. Who tolerates more flapping in the settings tolerates more repairs.
-const FREE_REPAIRS: u32 = 10;
+/// One a second costs next to nothing, while every second of back-off leaves drift in place: somebody who edits a file ten
+/// times must not win the eleventh.
+const FREE_REPAIRS: u32 = 60;
 
 /// Time in which all free repairs come back.
 const REFILL: Duration = Duration::from_secs(60);

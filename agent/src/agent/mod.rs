@@ -33,6 +33,7 @@ use self::control::{Answer, Request};
 use self::status::{Counts, HealthStatus, Status};
 use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
+use crate::converge::Scope;
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Next, Schedule};
 use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
@@ -143,8 +144,9 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
                 ended.context("a control session panicked")?;
                 continue;
             }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => Event::Control(stream),
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| may_control(&stream).map(|may| (stream, may))) {
+                Ok((stream, true)) => Event::Control(stream),
+                Ok((_refused, false)) => continue,
                 Err(error) => {
                     warn!("cannot accept on the control socket: {error}");
                     continue;
@@ -300,6 +302,10 @@ impl Loop {
         }
         match self.schedule.next(now) {
             Next::Run { scope, why } => {
+                if scope == Scope::Everything {
+                    // What no event tells, such as a second name for a declared file, is armed before it is looked at.
+                    self.watcher.refresh();
+                }
                 debug!(why, ?scope, "run");
                 self.busy_since = Some(now);
                 let held = self.held(now);
@@ -512,6 +518,13 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect `{}`", path.display()))?;
     Ok(listener)
+}
+
+/// Whether the other side is root, or the agent's own user. The mode of the socket says the same, but only from a moment after
+/// it was bound.
+fn may_control(stream: &UnixStream) -> io::Result<bool> {
+    let uid = stream.peer_cred()?.uid();
+    Ok(uid == 0 || uid == crate::host::current_ids().0)
 }
 
 fn remove_socket(path: &Path) {

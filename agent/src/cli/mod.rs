@@ -181,7 +181,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Command::Fetch(args) => operate::fetch(&global, &args, out),
         Command::Reimage(args) => operate::reimage(&global, &args, out),
         Command::Schema => {
-            out.text(&format!("{:#}\n", crate::policy::schema::json_schema()))?;
+            out.text(&format!("{:#}\n", crate::policy::json_schema()))?;
             Ok(exit::OK)
         }
         Command::Completions { shell } => {

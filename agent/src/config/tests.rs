@@ -30,7 +30,9 @@ fn problems(text: &str) -> String {
             });
             list(&relative.collect::<Vec<_>>())
         }
-        other => panic!("{other:?}"),
+        other @ (ConfigError::Read { .. } | ConfigError::NotAFile { .. } | ConfigError::Exposed { .. }) => {
+            panic!("{other:?}")
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::resource::UnitName;
 pub struct UnitStatus {
     /// `LoadState`: `loaded`, `not-found`, `masked`, `bad-setting`, …
     pub load_state: String,
-    /// `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
+    /// `ActiveState`: `active`, `inactive`, `failed`, `activating`, …; `offline` for every unit of an image.
     pub active_state: String,
     /// `SubState`.
     pub sub_state: String,

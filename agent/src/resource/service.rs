@@ -100,14 +100,15 @@ fn needed(desired: &Desired, status: Option<&UnitStatus>) -> Needed {
 
 fn runs(status: &UnitStatus) -> bool {
     match status.active_state.as_str() {
-        "active" | "reloading" | "refreshing" => true,
+        // In an image nothing runs; what is enabled runs on every host that boots from it.
+        "active" | "reloading" | "refreshing" | "offline" => true,
         "activating" => status.sub_state != "auto-restart" && status.sub_state != "auto-restart-queued",
         _ => false,
     }
 }
 
 fn stopped(status: &UnitStatus) -> bool {
-    matches!(status.active_state.as_str(), "inactive" | "failed" | "deactivating")
+    matches!(status.active_state.as_str(), "inactive" | "failed" | "deactivating" | "offline")
 }
 
 /// Compares.

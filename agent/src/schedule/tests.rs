@@ -78,7 +78,9 @@ impl Scene {
     fn expect_run(&mut self, expected: &Scope) {
         match self.schedule.next(self.now) {
             Next::Run { scope, .. } => assert_eq!(&scope, expected),
-            other => panic!("expected a run at {:?}, found {other:?}", self.now - self.start),
+            other @ (Next::WaitUntil(_) | Next::Running) => {
+                panic!("expected a run at {:?}, found {other:?}", self.now - self.start)
+            }
         }
     }
 
@@ -92,7 +94,7 @@ impl Scene {
                 self.now = at;
                 waited
             }
-            other => panic!("expected a wait, found {other:?}"),
+            other @ (Next::Run { .. } | Next::Running) => panic!("expected a wait, found {other:?}"),
         }
     }
 }
@@ -237,9 +239,9 @@ fn fight(scene: &mut Scene, n_repairs: u32) -> Vec<Duration> {
 #[test]
 fn a_fight_is_slowed_down_and_never_given_up() {
     let mut scene = Scene::new(&Settings::default());
-    let waits = fight(&mut scene, 20);
-    let expected: Vec<Duration> =
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60].map(Duration::from_secs).into();
+    let waits = fight(&mut scene, 70);
+    let mut expected = vec![Duration::ZERO; 60];
+    expected.extend([1, 2, 4, 8, 16, 32, 60, 60, 60, 60].map(Duration::from_secs));
     assert_eq!(waits, expected);
     assert_eq!(scene.schedule.contested(scene.now).map(|(id, _)| id.clone()).collect::<Vec<_>>(), [id(A)]);
     // The other side stops: the resource is looked at once more without any hint, and all is forgotten after a while.
@@ -248,13 +250,13 @@ fn a_fight_is_slowed_down_and_never_given_up() {
     scene.report(&report(false, &[(A, Outcome::Unchanged)]));
     scene.pass(SECOND * 200);
     assert_eq!(scene.schedule.contested(scene.now).count(), 0);
-    assert_eq!(fight(&mut scene, 10), [Duration::ZERO; 10]);
+    assert_eq!(fight(&mut scene, 60), [Duration::ZERO; 60]);
 }
 
 #[test]
 fn a_full_run_does_not_forget_that_a_resource_is_held() {
     let mut scene = Scene::new(&Settings::default());
-    fight(&mut scene, 15);
+    fight(&mut scene, 65);
     let until = scene.schedule.held(&id(A), scene.now).unwrap();
     scene.schedule.hint(Hint::Everything { why: "new revision" }, scene.now);
     scene.expect_run(&Scope::Everything);
@@ -270,7 +272,7 @@ fn slow_drift_is_no_fight_and_tolerance_is_configurable() {
     let mut scene = Scene::new(&Settings::default());
     for _ in 0..100 {
         assert_eq!(fight(&mut scene, 1), [Duration::ZERO]);
-        scene.pass(SECOND * 6);
+        scene.pass(SECOND);
     }
     let mut settings = Settings::default();
     settings.health.flapping_repairs = 2000;

@@ -145,7 +145,7 @@ fn parse_is_enabled(output: &Output) -> Option<UnitStatus> {
     };
     Some(UnitStatus {
         load_state: load_state.to_owned(),
-        active_state: "inactive".to_owned(),
+        active_state: "offline".to_owned(),
         sub_state: "dead".to_owned(),
         unit_file_state: unit_file_state.to_owned(),
         need_daemon_reload: false,
