@@ -1,7 +1,5 @@
 //! A hub on loopback over TLS, and hosts that talk to it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set its scene fails")]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
