@@ -1,7 +1,7 @@
 //! Commands, and how their answers look to a person. `--json` prints what the hub answered, with a `version`.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -204,7 +204,11 @@ fn configured_socket(config: &Path) -> anyhow::Result<PathBuf> {
 }
 
 async fn serve(path: &Path, insecure_loopback: bool) -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(tracing::Level::INFO)
+        .init();
     let options = config::load(path)?;
     match (&options.tls, insecure_loopback) {
         (None, false) => {

@@ -70,6 +70,18 @@ pub(crate) enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Takes a secret out of what the engine wrote: an engine that prints its intent must not store the token for it.
+    fn without(self, secret: &str) -> Self {
+        let masked = |text: String| text.replace(secret, "[token]");
+        match self {
+            Self::Done { output } => Self::Done { output: masked(output) },
+            Self::Failed { how, output } => Self::Failed { how, output: masked(output) },
+            Self::Lost { why, output } => Self::Lost { why, output: masked(output) },
+        }
+    }
+}
+
 /// Runs until it is told to stop; every engine call is a task of its own and is joined.
 pub(crate) async fn run(
     hub: Arc<Hub>,
@@ -116,6 +128,7 @@ async fn call(hub: Arc<Hub>, dispatch: Dispatch, stop: watch::Receiver<bool>) {
             running.wait(engine.timeout, stop).await
         }
     };
+    let outcome = outcome.without(token.reveal());
     match result(&hub, &reimage, call, &outcome, Timestamp::now()).await {
         Ok(()) => {
             let outcome = match &outcome {

@@ -202,15 +202,17 @@ async fn a_stop_while_the_engine_runs_holds_and_a_late_birth_settles_it() {
 #[tokio::test]
 async fn a_failed_engine_keeps_the_slot_until_a_person_releases_it() {
     let setup =
-        Setup { engine: Some("cat >>\"$1\"; echo >>\"$1\"; echo no such image >&2; exit 4"), ..Setup::default() };
+        Setup { engine: Some("tee -a \"$1\"; echo >>\"$1\"; echo no such image >&2; exit 4"), ..Setup::default() };
     let site = Site::start(&setup).await;
     let host = site.host("web-1").await;
     let id = dispatched(&site, &host).await;
     site.until(&id, ReimageState::Failed).await;
     let shown = site.admin().show(&id).await.unwrap();
     assert_eq!(shown.reimage.code, Some(Reason::EngineFailed));
-    assert!(shown.engine_calls[0].output.as_ref().unwrap().contains("no such image"));
     let token = site.engine_calls()[0]["enroll_token"].as_str().unwrap().to_owned();
+    let output = shown.engine_calls[0].output.as_ref().unwrap();
+    assert!(output.contains("no such image") && output.contains("\"enroll_token\":\"[token]\""), "{output}");
+    assert!(!output.contains(&token), "no secret is stored");
     expect_problem(site.enroll("web-1", &token).await, 403, "token_invalid").await;
 
     // The host still runs, but is fenced off; an operator lets it in again.
