@@ -135,7 +135,7 @@ impl Worker {
             "agent_version": env!("CARGO_PKG_VERSION"),
             "facts": self.facts,
             "revisions": self.revisions,
-            "health": super::worker::health_status(&self.health),
+            "health": super::publish::health_status(&self.health),
             "history": history,
         })
     }

@@ -8,11 +8,14 @@
 pub mod alerts;
 pub mod control;
 mod effects;
+mod intake;
+mod pauses;
+mod publish;
 pub mod revisions;
 pub mod status;
 pub mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -36,6 +39,7 @@ use crate::config::Settings;
 use crate::converge::Scope;
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Next, Schedule};
+use crate::spool::Event as AlertEvent;
 use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
 
 /// Everything that can happen to the loop.
@@ -123,6 +127,8 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         ready: false,
         has_policy: false,
         sessions: JoinSet::new(),
+        contested: BTreeSet::new(),
+        degraded: BTreeSet::new(),
     };
     info!(version = env!("CARGO_PKG_VERSION"), "agent started");
 
@@ -230,6 +236,8 @@ struct Loop {
     ready: bool,
     has_policy: bool,
     sessions: JoinSet<()>,
+    contested: BTreeSet<ResourceId>,
+    degraded: BTreeSet<String>,
 }
 
 /// A run that takes longer than this is stuck: the watchdog is no longer fed. Package transactions end themselves sooner.
@@ -278,6 +286,10 @@ impl Loop {
                 self.busy_since = None;
                 self.wake = wake;
                 self.schedule.report(&report, now);
+                self.announce_contested(now)?;
+                if report.full {
+                    self.announce_degraded()?;
+                }
                 self.say_status();
                 self.start_due_run(now)?;
             }
@@ -334,6 +346,32 @@ impl Loop {
         let at = self.wake?;
         let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
         Some(Instant::now() + left)
+    }
+
+    /// Tells once about each resource that somebody began to fight over.
+    fn announce_contested(&mut self, now: Instant) -> anyhow::Result<()> {
+        let contested: BTreeSet<ResourceId> = self.schedule.contested(now).map(|(id, _)| id.clone()).collect();
+        for id in contested.difference(&self.contested) {
+            let summary = format!("somebody keeps changing {id}: from now on it is repaired ever more slowly");
+            self.send(Task::Announce { event: AlertEvent::DriftContested, summary })?;
+        }
+        self.contested = contested;
+        Ok(())
+    }
+
+    /// Tells once about each path that is no longer watched by events.
+    fn announce_degraded(&mut self) -> anyhow::Result<()> {
+        let coverage = self.watcher.coverage();
+        let bus = complaint("services", &self.unit_coverage.borrow());
+        let degraded: BTreeSet<String> = complaints(&coverage).chain(bus).collect();
+        let fresh: Vec<&str> = degraded.difference(&self.degraded).map(String::as_str).collect();
+        if let Some(first) = fresh.first() {
+            let more = fresh.len().saturating_sub(1);
+            let summary = if more == 0 { (*first).to_owned() } else { format!("{first}; and {more} more") };
+            self.send(Task::Announce { event: AlertEvent::WatchDegraded, summary })?;
+        }
+        self.degraded = degraded;
+        Ok(())
     }
 
     fn send(&self, task: Task) -> anyhow::Result<()> {
@@ -407,11 +445,7 @@ async fn answer(
         Request::Status => {
             let mut status = shared.status().clone();
             status.n_watched = coverage.len();
-            status.degraded_watches = coverage
-                .iter()
-                .filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
-                .chain(bus)
-                .collect();
+            status.degraded_watches = complaints(coverage).chain(bus).collect();
             Answer::Status(Box::new(status))
         }
         Request::Look => match events.send(Event::Hint(Hint::Everything { why: "an operator asked" })) {
@@ -439,6 +473,10 @@ fn complaint(what: &str, how: &How) -> Option<String> {
         How::Polled { why } => Some(format!("{what}: polled, because {why}")),
         How::Blind { why } => Some(format!("{what}: looked at only by the full scan, because {why}")),
     }
+}
+
+fn complaints(coverage: &[Coverage]) -> impl Iterator<Item = String> {
+    coverage.iter().filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
 }
 
 fn first_status(settings: &Settings) -> Status {

@@ -4,31 +4,27 @@
 //! an effect of it leaves this process, so that a kill at any point repeats a message at worst and never loses one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::alerts::Speaker;
+use super::publish::Verdict;
 use super::random_id;
-use super::revisions::{self, Consideration, InForce, Revisions};
-use super::status::{Counts, FailureStatus, HealthStatus, LastRun, PauseStatus, PolicyStatus, Status};
+use super::revisions::{InForce, Revisions};
+use super::status::Status;
 use crate::config::{self, Settings};
-use crate::converge::health::{Answer, Effect, Health, Input, MayAsk, State};
+use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
 use crate::host::{self, Host};
-use crate::policy::compile::Inputs;
-use crate::policy::facts::{Facts, HostView};
+use crate::policy::facts::Facts;
 use crate::record::{HistoryFilter, Pause, Record, RunLock};
 use crate::resource::{OnDrift, ResourceId, UnitName, chain};
-use crate::spool::{
-    Alert, CheckInState, CourierState, Event as AlertEvent, FetchResult, Outgoing, OutgoingBody, ReimageCall,
-    ReimageReply, Spool,
-};
+use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
 use crate::watch::Interest;
 
 /// Something for the worker to do.
@@ -49,6 +45,13 @@ pub enum Task {
         reason: String,
         /// The request's id, or why there is none.
         reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// Tell people something that the event loop noticed.
+    Announce {
+        /// The event.
+        event: AlertEvent,
+        /// One sentence.
+        summary: String,
     },
     /// The configuration was read again.
     Reload(Box<Settings>),
@@ -104,31 +107,21 @@ impl Shared {
 pub struct Worker {
     pub(super) settings: Settings,
     pub(super) facts: Facts,
-    host: Host,
+    pub(super) host: Host,
     pub(super) record: Record,
     pub(super) outbox: Spool,
-    inbox: Spool,
-    in_force: Option<InForce>,
+    pub(super) inbox: Spool,
+    pub(super) in_force: Option<InForce>,
     pub(super) revisions: Revisions,
     pub(super) health: Health,
-    verdicts: BTreeMap<ResourceId, Verdict>,
-    n_repairs: u64,
-    known_pauses: BTreeMap<i64, Pause>,
-    announced_pauses: BTreeSet<i64>,
-    debts: Vec<converge::DebtReport>,
+    pub(super) verdicts: BTreeMap<ResourceId, Verdict>,
+    pub(super) n_repairs: u64,
+    pub(super) known_pauses: BTreeMap<i64, Pause>,
+    pub(super) announced_pauses: BTreeSet<i64>,
+    pub(super) debts: Vec<converge::DebtReport>,
     checkin: Option<CheckInState>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event>,
-}
-
-/// The last verdict on a resource.
-#[derive(Debug, Clone, PartialEq)]
-enum Verdict {
-    InSync,
-    Left(String),
-    Failed(String),
-    Indeterminate(String),
-    Skipped(String),
 }
 
 /// Keys of small values in the record.
@@ -193,6 +186,7 @@ impl Worker {
                     // The operator may have gone away; the request stands all the same.
                     drop(reply.send(answer));
                 }
+                Task::Announce { event, summary } => self.announce(event, summary),
                 Task::Reload(settings) => self.reload(*settings),
                 Task::Stop => break,
             }
@@ -239,152 +233,6 @@ impl Worker {
         }
     }
 
-    /// Puts the recorded revision in force again.
-    fn load_policy(&mut self) {
-        let Some(revision) = self.revisions.in_force.clone() else { return };
-        let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {
-            Ok(in_force) => self.put_in_force(in_force),
-            Err(reason) => {
-                self.warn(format!("cannot load the policy in force, {}: {reason}", revision.short()));
-                // Forgotten, so that the same commit is considered again; the high-water mark stays.
-                self.revisions.in_force = None;
-            }
-        }
-    }
-
-    fn inputs<'a>(&'a self, view: Option<&'a HostView>) -> Inputs<'a> {
-        Inputs { facts: &self.facts, roles: &self.settings.roles, host: view }
-    }
-
-    pub(super) fn put_in_force(&mut self, in_force: InForce) {
-        let revision = in_force.state.revision().clone();
-        info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
-        self.verdicts.clear();
-        self.debts.clear();
-        let (health, effects) =
-            self.health.clone().next(Input::NewRevision(&revision), &self.settings.health, Timestamp::now(), random_id);
-        self.health = health;
-        self.remember_health();
-        let (interests, units) = self.interests(&in_force);
-        self.in_force = Some(in_force);
-        self.tell(Event::Watch { interests, units });
-        self.carry_out(effects, None);
-        self.publish();
-    }
-
-    /// What to watch for the resources of a policy.
-    fn interests(&self, in_force: &InForce) -> (Vec<Interest>, Vec<UnitName>) {
-        let databases = self.host.packages.database_paths();
-        let mut interests = Vec::new();
-        let mut units = Vec::new();
-        let mut watch = |path: PathBuf, id: &ResourceId| interests.push(Interest { path, resource: id.clone() });
-        for resource in in_force.state.resources() {
-            let watched = resource.watched();
-            for path in &watched.paths {
-                watch(path.as_path().to_owned(), &resource.id);
-            }
-            if watched.accounts {
-                for path in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"] {
-                    watch(PathBuf::from(path), &resource.id);
-                }
-            }
-            if watched.packages {
-                for path in &databases {
-                    watch(path.clone(), &resource.id);
-                }
-            }
-            if let Some(unit) = watched.unit {
-                units.push(unit);
-            }
-        }
-        (interests, units)
-    }
-
-    /// Reads what the courier wrote. A file that cannot be read is reported and set aside by the spool; it never stops anything.
-    fn read_inbox(&mut self) {
-        match self.inbox.read_slot::<FetchResult>() {
-            Ok(Some(fetch)) => {
-                if let Some(commit) = fetch.commit.clone() {
-                    self.consider(&commit);
-                }
-                self.shared.status().fetch = Some(fetch);
-            }
-            Ok(None) => {}
-            Err(error) => self.warn(chain(&error)),
-        }
-        match self.inbox.read_slot::<ReimageReply>() {
-            Ok(Some(reply)) => self.take_reply(reply),
-            Ok(None) => {}
-            Err(error) => self.warn(chain(&error)),
-        }
-        match self.inbox.read_slot::<CourierState>() {
-            Ok(state) => self.shared.status().courier = state,
-            Err(error) => self.warn(chain(&error)),
-        }
-    }
-
-    fn consider(&mut self, commit: &str) {
-        let Some(policy) = self.settings.policy.clone() else { return };
-        let view = host::facts::view(&self.host);
-        let mut revisions = self.revisions.clone();
-        let now = Timestamp::now();
-        let inputs = self.inputs(view.as_ref());
-        let consideration =
-            revisions::consider(&self.settings.paths, &policy.trust, &mut revisions, commit, &inputs, now);
-        match consideration {
-            Consideration::Nothing => {}
-            Consideration::Refused(refused) => {
-                self.revisions = revisions;
-                self.remember_revisions();
-                warn!(revision = refused.revision, "policy refused: {}", refused.reason);
-                let summary = format!("refused revision {}: {}", Short(&refused.revision), refused.reason);
-                self.announce(AlertEvent::PolicyRejected, summary);
-            }
-            Consideration::Accepted(in_force) => {
-                let previous = self.revisions.in_force.clone();
-                self.revisions = revisions;
-                self.remember_revisions();
-                self.forget_policies(previous);
-                let summary = format!(
-                    "revision {} is in force with {} resources{}",
-                    in_force.state.revision().short(),
-                    in_force.state.resources().len(),
-                    in_force.signer.as_ref().map_or(String::new(), |who| format!(", signed by {who}")),
-                );
-                self.put_in_force(in_force);
-                self.announce(AlertEvent::PolicyAccepted, summary);
-                self.tell(Event::RunEverything);
-            }
-        }
-    }
-
-    /// Removes the tree of a revision that is neither in force nor the last good one.
-    fn forget_policies(&self, candidate: Option<crate::policy::Revision>) {
-        let Some(old) = candidate else { return };
-        if Some(&old) == self.revisions.in_force.as_ref() || Some(&old) == self.revisions.last_good.as_ref() {
-            return;
-        }
-        if let Err(error) = crate::policy::trust::forget(&self.settings.paths.policies(), &old) {
-            self.warn(format!("cannot remove the old policy {}: {}", old.short(), chain(&error)));
-        }
-    }
-
-    fn take_reply(&mut self, reply: ReimageReply) {
-        let answer = match reply.state.as_str() {
-            "awaiting_ready" => Answer::Granted,
-            "denied" | "cancelled" | "expired" | "failed" | "quarantined" => Answer::Ended {
-                why: reply.reason.map_or_else(|| reply.state.clone(), |reason| format!("{}: {reason}", reply.state)),
-                retry_after: reply.retry_after,
-            },
-            // Undecided, under way, or a word of a newer endpoint: nothing to do but wait.
-            _ => Answer::Open,
-        };
-        let input = Input::Answer { request: &reply.request, answer };
-        let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
-        self.adopt(health, effects, None);
-    }
-
     fn ask_for_reimage(&mut self, reason: String) -> Result<String, String> {
         if self.settings.reimage.is_none() {
             return Err("no endpoint is configured: set `[reimage] endpoint` in agent.toml".to_owned());
@@ -399,7 +247,7 @@ impl Worker {
     }
 
     /// Takes up a new health: persisted first, carried out second.
-    fn adopt(&mut self, health: Health, effects: Vec<Effect>, report: Option<&RunReport>) {
+    pub(super) fn adopt(&mut self, health: Health, effects: Vec<Effect>, report: Option<&RunReport>) {
         if health != self.health {
             if health.word() != self.health.word() {
                 info!(from = self.health.word(), to = health.word(), "health");
@@ -527,89 +375,6 @@ impl Worker {
             .collect()
     }
 
-    /// Brings the table of verdicts up to date; returns the resources whose drift is newly left alone.
-    fn update_verdicts(&mut self, report: &RunReport) -> Vec<ResourceId> {
-        let mut fresh = Vec::new();
-        if report.full && !report.interrupted {
-            let seen: BTreeSet<&ResourceId> = report.resources.iter().map(|r| &r.resource).collect();
-            self.verdicts.retain(|id, _| seen.contains(id));
-        }
-        for entry in &report.resources {
-            let verdict = match &entry.outcome {
-                Outcome::Unchanged | Outcome::Changed { .. } => Verdict::InSync,
-                Outcome::Reported { why, .. } => Verdict::Left(why.clone()),
-                Outcome::Failed { error, .. } => Verdict::Failed(error.clone()),
-                Outcome::Indeterminate { reason } => Verdict::Indeterminate(reason.clone()),
-                Outcome::Skipped { blocked_by } => Verdict::Skipped(format!("blocked by {blocked_by}")),
-            };
-            let was_left = matches!(self.verdicts.get(&entry.resource), Some(Verdict::Left(_)));
-            if matches!(verdict, Verdict::Left(_)) && !was_left {
-                fresh.push(entry.resource.clone());
-            }
-            self.verdicts.insert(entry.resource.clone(), verdict);
-        }
-        fresh
-    }
-
-    /// Tells people about pauses that began or ended since the last run.
-    fn note_pauses(&mut self, pauses: &[Pause], now: Timestamp) {
-        let current: BTreeMap<i64, Pause> = pauses.iter().map(|p| (p.id, p.clone())).collect();
-        let began: Vec<Pause> = current.values().filter(|p| !self.known_pauses.contains_key(&p.id)).cloned().collect();
-        let ended: Vec<Pause> = self.known_pauses.values().filter(|p| !current.contains_key(&p.id)).cloned().collect();
-        self.known_pauses = current;
-        for pause in began {
-            self.announce(
-                AlertEvent::PauseStarted,
-                format!("repair is paused until {} by {}: {}", pause.until, pause.by, pause.reason),
-            );
-        }
-        for pause in ended {
-            self.announced_pauses.remove(&pause.id);
-            let how = if pause.until <= now { "expired" } else { "was ended early" };
-            self.announce(AlertEvent::PauseEnded, format!("the pause by {} ({}) {how}", pause.by, pause.reason));
-        }
-    }
-
-    /// Before a pause ends, says what will be undone.
-    fn announce_expiring(&mut self, report: &RunReport, now: Timestamp) {
-        let due: Vec<Pause> = self
-            .known_pauses
-            .values()
-            .filter(|p| notice_at(p) <= now && !self.announced_pauses.contains(&p.id))
-            .cloned()
-            .collect();
-        for pause in due {
-            self.announced_pauses.insert(pause.id);
-            let left: Vec<ResourceId> = report
-                .resources
-                .iter()
-                .filter(|r| matches!(r.outcome, Outcome::Reported { .. }))
-                .filter(|r| pause.only.is_empty() || pause.only.contains(&r.resource))
-                .map(|r| r.resource.clone())
-                .collect();
-            let speaker = self.speaker();
-            let summary = format!(
-                "the pause by {} ends at {}; drift in {} resources is then undone",
-                pause.by,
-                pause.until,
-                left.len()
-            );
-            let mut alert = speaker
-                .reported(report, &left, now)
-                .unwrap_or_else(|| speaker.alert(AlertEvent::PauseExpiring, String::new(), Vec::new(), now));
-            alert.event = AlertEvent::PauseExpiring;
-            alert.summary = summary;
-            self.enqueue(OutgoingBody::Alert(alert));
-        }
-    }
-
-    fn next_wake(&self) -> Option<Timestamp> {
-        self.known_pauses
-            .values()
-            .map(|p| if self.announced_pauses.contains(&p.id) { p.until } else { notice_at(p) })
-            .min()
-    }
-
     fn reload(&mut self, mut settings: Settings) {
         // The directories are open; they change only with a restart.
         settings.paths.clone_from(&self.settings.paths);
@@ -687,7 +452,7 @@ impl Worker {
         }
     }
 
-    fn remember_health(&mut self) {
+    pub(super) fn remember_health(&mut self) {
         let health = self.health.clone();
         self.remember(KEY_HEALTH, &health);
     }
@@ -697,103 +462,10 @@ impl Worker {
         self.remember(KEY_REVISIONS, &revisions);
     }
 
-    pub(super) fn load_last_good(&mut self) -> Option<InForce> {
-        let good = self.revisions.last_good.clone()?;
-        let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &good, &self.inputs(view.as_ref())) {
-            Ok(in_force) => Some(in_force),
-            Err(reason) => {
-                self.warn(format!("cannot load the last good policy, {}: {reason}", good.short()));
-                None
-            }
-        }
-    }
-
     pub(super) fn feed_health(&mut self, input: Input<'_>) {
         let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
         self.adopt(health, effects, None);
     }
-
-    /// Publishes the status.
-    fn publish(&self) {
-        let mut status = self.shared.status();
-        status.mode = match self.settings.mode {
-            config::Mode::Enforce => "enforce".to_owned(),
-            config::Mode::Noop => "noop".to_owned(),
-        };
-        status.host.clone_from(&self.facts.fqdn);
-        status.policy = self.in_force.as_ref().map(|p| PolicyStatus {
-            name: p.state.name().to_owned(),
-            revision: p.state.revision().as_str().to_owned(),
-            signer: p.signer.clone(),
-            last_good: self.revisions.last_good.as_ref().map(|r| r.as_str().to_owned()),
-        });
-        status.refused.clone_from(&self.revisions.refused);
-        status.health = health_status(&self.health);
-        let mut counts =
-            Counts { total: self.in_force.as_ref().map_or(0, |p| p.state.resources().len()), ..Counts::default() };
-        status.out_of_sync.clear();
-        for (id, verdict) in &self.verdicts {
-            let (count, why) = match verdict {
-                Verdict::InSync => {
-                    counts.in_sync += 1;
-                    continue;
-                }
-                Verdict::Left(why) => (&mut counts.drifted, format!("drifted, left: {why}")),
-                Verdict::Failed(error) => (&mut counts.failed, format!("failed: {error}")),
-                Verdict::Indeterminate(why) => (&mut counts.indeterminate, format!("could not be told: {why}")),
-                Verdict::Skipped(why) => (&mut counts.skipped, format!("skipped: {why}")),
-            };
-            *count += 1;
-            status.out_of_sync.insert(id.clone(), why);
-        }
-        status.resources = counts;
-        status.debts.clone_from(&self.debts);
-        status.pauses = self.known_pauses.values().map(pause_status).collect();
-        status.n_repairs = self.n_repairs;
-        status.outbox = self.outbox.list().map_or(0, |ids| ids.len());
-    }
-
-    pub(super) fn note_last_run(&self, report: &RunReport) {
-        self.shared.status().last_run = Some(LastRun {
-            started: report.started,
-            duration_us: report.duration_us,
-            full: report.full,
-            changed: report.changed().count(),
-            failed: report.failed().count(),
-        });
-    }
-}
-
-/// The health as `status` shows it.
-pub(super) fn health_status(health: &Health) -> HealthStatus {
-    HealthStatus {
-        state: health.word().to_owned(),
-        since: health.since,
-        failing: health
-            .failing
-            .iter()
-            .map(|(id, f)| (id.clone(), FailureStatus { since: f.since, attempts: f.attempts, error: f.error.clone() }))
-            .collect(),
-        request: health.request().map(|r| r.id.clone()),
-    }
-}
-
-/// A pause as `status` shows it.
-pub(super) fn pause_status(pause: &Pause) -> PauseStatus {
-    PauseStatus {
-        id: pause.id,
-        until: pause.until,
-        by: pause.by.clone(),
-        reason: pause.reason.clone(),
-        only: pause.only.clone(),
-    }
-}
-
-/// When the end of a pause is announced: a tenth of its length before, five minutes at most.
-fn notice_at(pause: &Pause) -> Timestamp {
-    let tenth = pause.until.duration_since(pause.from).as_secs().checked_div(10).unwrap_or(0).clamp(0, 300);
-    pause.until.checked_sub(SignedDuration::from_secs(tenth)).unwrap_or(pause.until)
 }
 
 /// Reads a small value; one that cannot be read is as good as none, and said so.
@@ -804,14 +476,5 @@ fn recall<T: serde::de::DeserializeOwned>(record: &Record, key: &str) -> Option<
             warn!(key, "cannot read a recorded value: {}", chain(&error));
             None
         }
-    }
-}
-
-/// The first twelve characters of an id.
-struct Short<'a>(&'a str);
-
-impl std::fmt::Display for Short<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.get(..12).unwrap_or(self.0))
     }
 }

@@ -1,0 +1,186 @@
+//! What comes in: the policy in force, and what the courier wrote. Every byte of it is hostile until checked.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use super::random_id;
+use super::revisions::{self, Consideration, InForce};
+use super::worker::{Event, Worker};
+use crate::converge::health::{Answer, Input};
+use crate::host;
+use crate::policy::compile::Inputs;
+use crate::policy::facts::HostView;
+use crate::resource::{ResourceId, UnitName, chain};
+use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
+use crate::watch::Interest;
+
+impl Worker {
+    /// Puts the recorded revision in force again.
+    pub(super) fn load_policy(&mut self) {
+        let Some(revision) = self.revisions.in_force.clone() else { return };
+        let view = host::facts::view(&self.host);
+        match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {
+            Ok(in_force) => self.put_in_force(in_force),
+            Err(reason) => {
+                self.warn(format!("cannot load the policy in force, {}: {reason}", revision.short()));
+                // Forgotten, so that the same commit is considered again; the high-water mark stays.
+                self.revisions.in_force = None;
+            }
+        }
+    }
+
+    pub(super) fn inputs<'a>(&'a self, view: Option<&'a HostView>) -> Inputs<'a> {
+        Inputs { facts: &self.facts, roles: &self.settings.roles, host: view }
+    }
+
+    pub(super) fn put_in_force(&mut self, in_force: InForce) {
+        let revision = in_force.state.revision().clone();
+        info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
+        self.verdicts.clear();
+        self.debts.clear();
+        let (health, effects) =
+            self.health.clone().next(Input::NewRevision(&revision), &self.settings.health, Timestamp::now(), random_id);
+        self.health = health;
+        self.remember_health();
+        let (interests, units) = self.interests(&in_force);
+        self.in_force = Some(in_force);
+        self.tell(Event::Watch { interests, units });
+        self.carry_out(effects, None);
+        self.publish();
+    }
+
+    /// What to watch for the resources of a policy.
+    pub(super) fn interests(&self, in_force: &InForce) -> (Vec<Interest>, Vec<UnitName>) {
+        let databases = self.host.packages.database_paths();
+        let mut interests = Vec::new();
+        let mut units = Vec::new();
+        let mut watch = |path: PathBuf, id: &ResourceId| interests.push(Interest { path, resource: id.clone() });
+        for resource in in_force.state.resources() {
+            let watched = resource.watched();
+            for path in &watched.paths {
+                watch(path.as_path().to_owned(), &resource.id);
+            }
+            if watched.accounts {
+                for path in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"] {
+                    watch(PathBuf::from(path), &resource.id);
+                }
+            }
+            if watched.packages {
+                for path in &databases {
+                    watch(path.clone(), &resource.id);
+                }
+            }
+            if let Some(unit) = watched.unit {
+                units.push(unit);
+            }
+        }
+        (interests, units)
+    }
+
+    /// Reads what the courier wrote. A file that cannot be read is reported and set aside by the spool; it never stops anything.
+    pub(super) fn read_inbox(&mut self) {
+        match self.inbox.read_slot::<FetchResult>() {
+            Ok(Some(fetch)) => {
+                if let Some(commit) = fetch.commit.clone() {
+                    self.consider(&commit);
+                }
+                self.shared.status().fetch = Some(fetch);
+            }
+            Ok(None) => {}
+            Err(error) => self.warn(chain(&error)),
+        }
+        match self.inbox.read_slot::<ReimageReply>() {
+            Ok(Some(reply)) => self.take_reply(reply),
+            Ok(None) => {}
+            Err(error) => self.warn(chain(&error)),
+        }
+        match self.inbox.read_slot::<CourierState>() {
+            Ok(state) => self.shared.status().courier = state,
+            Err(error) => self.warn(chain(&error)),
+        }
+    }
+
+    pub(super) fn consider(&mut self, commit: &str) {
+        let Some(policy) = self.settings.policy.clone() else { return };
+        let view = host::facts::view(&self.host);
+        let mut revisions = self.revisions.clone();
+        let now = Timestamp::now();
+        let inputs = self.inputs(view.as_ref());
+        let consideration =
+            revisions::consider(&self.settings.paths, &policy.trust, &mut revisions, commit, &inputs, now);
+        match consideration {
+            Consideration::Nothing => {}
+            Consideration::Refused(refused) => {
+                self.revisions = revisions;
+                self.remember_revisions();
+                warn!(revision = refused.revision, "policy refused: {}", refused.reason);
+                let summary = format!("refused revision {}: {}", Short(&refused.revision), refused.reason);
+                self.announce(AlertEvent::PolicyRejected, summary);
+            }
+            Consideration::Accepted(in_force) => {
+                let previous = self.revisions.in_force.clone();
+                self.revisions = revisions;
+                self.remember_revisions();
+                self.forget_policies(previous);
+                let summary = format!(
+                    "revision {} is in force with {} resources{}",
+                    in_force.state.revision().short(),
+                    in_force.state.resources().len(),
+                    in_force.signer.as_ref().map_or(String::new(), |who| format!(", signed by {who}")),
+                );
+                self.put_in_force(in_force);
+                self.announce(AlertEvent::PolicyAccepted, summary);
+                self.tell(Event::RunEverything);
+            }
+        }
+    }
+
+    /// Removes the tree of a revision that is neither in force nor the last good one.
+    pub(super) fn forget_policies(&self, candidate: Option<crate::policy::Revision>) {
+        let Some(old) = candidate else { return };
+        if Some(&old) == self.revisions.in_force.as_ref() || Some(&old) == self.revisions.last_good.as_ref() {
+            return;
+        }
+        if let Err(error) = crate::policy::trust::forget(&self.settings.paths.policies(), &old) {
+            self.warn(format!("cannot remove the old policy {}: {}", old.short(), chain(&error)));
+        }
+    }
+
+    pub(super) fn take_reply(&mut self, reply: ReimageReply) {
+        let answer = match reply.state.as_str() {
+            "awaiting_ready" => Answer::Granted,
+            "denied" | "cancelled" | "expired" | "failed" | "quarantined" => Answer::Ended {
+                why: reply.reason.map_or_else(|| reply.state.clone(), |reason| format!("{}: {reason}", reply.state)),
+                retry_after: reply.retry_after,
+            },
+            // Undecided, under way, or a word of a newer endpoint: nothing to do but wait.
+            _ => Answer::Open,
+        };
+        let input = Input::Answer { request: &reply.request, answer };
+        let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
+        self.adopt(health, effects, None);
+    }
+
+    pub(super) fn load_last_good(&mut self) -> Option<InForce> {
+        let good = self.revisions.last_good.clone()?;
+        let view = host::facts::view(&self.host);
+        match revisions::load(&self.settings.paths, &good, &self.inputs(view.as_ref())) {
+            Ok(in_force) => Some(in_force),
+            Err(reason) => {
+                self.warn(format!("cannot load the last good policy, {}: {reason}", good.short()));
+                None
+            }
+        }
+    }
+}
+
+/// The first twelve characters of an id.
+struct Short<'a>(&'a str);
+
+impl std::fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.get(..12).unwrap_or(self.0))
+    }
+}

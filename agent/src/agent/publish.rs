@@ -1,0 +1,122 @@
+//! From what the worker knows to what `rekindle status` shows.
+
+use std::collections::BTreeSet;
+
+use super::status::{Counts, FailureStatus, HealthStatus, LastRun, PauseStatus, PolicyStatus};
+use super::worker::Worker;
+use crate::config;
+use crate::converge::health::Health;
+use crate::converge::{Outcome, RunReport};
+use crate::record::Pause;
+use crate::resource::ResourceId;
+
+/// The last verdict on a resource.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    InSync,
+    Left(String),
+    Failed(String),
+    Indeterminate(String),
+    Skipped(String),
+}
+
+impl Worker {
+    /// Brings the table of verdicts up to date; returns the resources whose drift is newly left alone.
+    pub(super) fn update_verdicts(&mut self, report: &RunReport) -> Vec<ResourceId> {
+        let mut fresh = Vec::new();
+        if report.full && !report.interrupted {
+            let seen: BTreeSet<&ResourceId> = report.resources.iter().map(|r| &r.resource).collect();
+            self.verdicts.retain(|id, _| seen.contains(id));
+        }
+        for entry in &report.resources {
+            let verdict = match &entry.outcome {
+                Outcome::Unchanged | Outcome::Changed { .. } => Verdict::InSync,
+                Outcome::Reported { why, .. } => Verdict::Left(why.clone()),
+                Outcome::Failed { error, .. } => Verdict::Failed(error.clone()),
+                Outcome::Indeterminate { reason } => Verdict::Indeterminate(reason.clone()),
+                Outcome::Skipped { blocked_by } => Verdict::Skipped(format!("blocked by {blocked_by}")),
+            };
+            let was_left = matches!(self.verdicts.get(&entry.resource), Some(Verdict::Left(_)));
+            if matches!(verdict, Verdict::Left(_)) && !was_left {
+                fresh.push(entry.resource.clone());
+            }
+            self.verdicts.insert(entry.resource.clone(), verdict);
+        }
+        fresh
+    }
+
+    /// Publishes the status.
+    pub(super) fn publish(&self) {
+        let mut status = self.shared.status();
+        status.mode = match self.settings.mode {
+            config::Mode::Enforce => "enforce".to_owned(),
+            config::Mode::Noop => "noop".to_owned(),
+        };
+        status.host.clone_from(&self.facts.fqdn);
+        status.policy = self.in_force.as_ref().map(|p| PolicyStatus {
+            name: p.state.name().to_owned(),
+            revision: p.state.revision().as_str().to_owned(),
+            signer: p.signer.clone(),
+            last_good: self.revisions.last_good.as_ref().map(|r| r.as_str().to_owned()),
+        });
+        status.refused.clone_from(&self.revisions.refused);
+        status.health = health_status(&self.health);
+        let mut counts =
+            Counts { total: self.in_force.as_ref().map_or(0, |p| p.state.resources().len()), ..Counts::default() };
+        status.out_of_sync.clear();
+        for (id, verdict) in &self.verdicts {
+            let (count, why) = match verdict {
+                Verdict::InSync => {
+                    counts.in_sync += 1;
+                    continue;
+                }
+                Verdict::Left(why) => (&mut counts.drifted, format!("drifted, left: {why}")),
+                Verdict::Failed(error) => (&mut counts.failed, format!("failed: {error}")),
+                Verdict::Indeterminate(why) => (&mut counts.indeterminate, format!("could not be told: {why}")),
+                Verdict::Skipped(why) => (&mut counts.skipped, format!("skipped: {why}")),
+            };
+            *count += 1;
+            status.out_of_sync.insert(id.clone(), why);
+        }
+        status.resources = counts;
+        status.debts.clone_from(&self.debts);
+        status.pauses = self.known_pauses.values().map(pause_status).collect();
+        status.n_repairs = self.n_repairs;
+        status.outbox = self.outbox.list().map_or(0, |ids| ids.len());
+    }
+
+    pub(super) fn note_last_run(&self, report: &RunReport) {
+        self.shared.status().last_run = Some(LastRun {
+            started: report.started,
+            duration_us: report.duration_us,
+            full: report.full,
+            changed: report.changed().count(),
+            failed: report.failed().count(),
+        });
+    }
+}
+
+/// The health as `status` shows it.
+pub(super) fn health_status(health: &Health) -> HealthStatus {
+    HealthStatus {
+        state: health.word().to_owned(),
+        since: health.since,
+        failing: health
+            .failing
+            .iter()
+            .map(|(id, f)| (id.clone(), FailureStatus { since: f.since, attempts: f.attempts, error: f.error.clone() }))
+            .collect(),
+        request: health.request().map(|r| r.id.clone()),
+    }
+}
+
+/// A pause as `status` shows it.
+pub(super) fn pause_status(pause: &Pause) -> PauseStatus {
+    PauseStatus {
+        id: pause.id,
+        until: pause.until,
+        by: pause.by.clone(),
+        reason: pause.reason.clone(),
+        only: pause.only.clone(),
+    }
+}
