@@ -472,4 +472,6 @@ impl Copying<'_> {
 #[cfg(test)]
 mod https_tests;
 #[cfg(test)]
+mod ssh_tests;
+#[cfg(test)]
 mod tests;
