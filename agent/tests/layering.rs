@@ -70,7 +70,7 @@ const RULES: &[Rule] = &[
         ],
         but: &[],
         applies_to: &[],
-        // The demo plays all parts at once, as one unprivileged user.
+        // The demo plays all parts at once: anyone in a sandbox, root around a throwaway machine.
         except: &["courier", "cli"],
     },
     Rule {
@@ -92,7 +92,7 @@ const RULES: &[Rule] = &[
         but: &[],
         applies_to: &[],
         // The courier fetches in a child of itself, with a deadline of its own: it may not use the host's door.
-        // The demo runs this very binary as the services of its sandbox.
+        // The demo runs this very binary as the services of its sandbox, and the programs that make, boot and enter its machine.
         except: &["host/exec.rs", "host/exec", "courier/fetch.rs", "cli/demo", "cli/demo.rs"],
     },
     Rule {

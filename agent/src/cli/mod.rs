@@ -90,6 +90,9 @@ enum Command {
     },
     /// Watch the whole life of a host in a minute, in a sandbox of its own; needs no root
     Demo(demo::Demo),
+    /// Have the demo re-create its host; started by the demo's hub
+    #[command(name = demo::ENGINE_COMMAND, hide = true)]
+    DemoEngine(demo::DemoEngine),
     /// Fetch in a process of its own; started by the courier
     #[command(name = "__fetch", hide = true)]
     FetchChild,
@@ -191,6 +194,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
             Ok(exit::OK)
         }
         Command::Demo(args) => demo::run(&args, out),
+        Command::DemoEngine(args) => demo::run_engine(&args),
         // Answered in `main`, before anything is written.
         Command::FetchChild => Ok(exit::OK),
         Command::Man { directory } => {

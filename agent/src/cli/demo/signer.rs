@@ -33,6 +33,11 @@ impl Signer {
         format!("{who} namespaces=\"git\" ssh-ed25519 {}\n", STANDARD.encode(self.public()))
     }
 
+    /// The key as OpenSSH writes it.
+    pub(super) fn public_key(&self, who: &str) -> String {
+        format!("ssh-ed25519 {} {who}", STANDARD.encode(self.public()))
+    }
+
     /// An armoured signature over a commit without its `gpgsig` header.
     pub(super) fn sign(&self, payload: &[u8]) -> String {
         let mut signed = b"SSHSIG".to_vec();
