@@ -302,14 +302,14 @@ fn manager_error(args: &[String], output: &Output) -> PackageError {
     }
 }
 
-/// What went wrong is said on standard error; which package it was, often only on standard output.
+/// What went wrong is said on standard error, and comes first; which package it was, often only on standard output.
 fn last_lines(output: &Output) -> String {
     let errors = exec::escape_lines(&output.stderr);
     let lines = exec::escape_lines(&output.stdout);
     let room = MAX_LINES.saturating_sub(errors.len());
     let lines = lines.iter().skip(lines.len().saturating_sub(room));
     let errors = errors.iter().skip(errors.len().saturating_sub(MAX_LINES));
-    lines.chain(errors).map(String::as_str).collect::<Vec<_>>().join("\n")
+    errors.chain(lines).map(String::as_str).collect::<Vec<_>>().join("\n")
 }
 
 fn path_of(path: &str) -> Result<AbsPath, PackageError> {
