@@ -82,7 +82,7 @@ fn a_host_that_cannot_converge_is_rebuilt_and_whole_again() -> Result<()> {
     // A person says yes.
     hub.approve(&id)?;
     let intent = hub.wait_engine()?;
-    let token = intent["token"].as_str().with_context(|| format!("no token in {intent:#}"))?.to_owned();
+    let token = intent["enroll_token"].as_str().with_context(|| format!("no token in {intent:#}"))?.to_owned();
     let drained = estate.machine.read("/var/log/drained").context("the drain hook has not run")?;
     ensure!(drained.starts_with("drained for ") && drained.trim().len() > "drained for".len(), "{drained:?}");
     estate
