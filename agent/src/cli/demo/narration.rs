@@ -15,6 +15,11 @@ use crate::resource::Change;
 /// How long any one thing may take before the demo calls it not seen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Nothing is wrong: somebody did not want to see the end.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Interrupted(&'static str);
+
 /// Narrates.
 #[derive(Debug)]
 pub(super) struct Scenes<'a> {
@@ -32,7 +37,8 @@ impl<'a> Scenes<'a> {
     /// One numbered line about something that was seen.
     pub(super) fn scene(&mut self, title: &str, text: &str) -> anyhow::Result<()> {
         self.n = self.n.saturating_add(1);
-        self.log.push(serde_json::json!({ "scene": title, "seen": text }));
+        let plain = anstream::adapter::strip_str(text).to_string();
+        self.log.push(serde_json::json!({ "scene": title, "seen": plain }));
         if !self.out.is_json() {
             let n = self.n;
             self.out.line(format_args!("{DIM}{n:>2}{DIM:#}  {BOLD}{title:<9}{BOLD:#} {text}"))?;
@@ -98,8 +104,8 @@ pub(super) async fn unless_interrupted<T>(play: impl Future<Output = anyhow::Res
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         result = play => result,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("told to end")),
-        _ = hangup.recv() => Err(anyhow::anyhow!("the terminal is gone")),
+        _ = interrupt.recv() => Err(Interrupted("interrupted").into()),
+        _ = terminate.recv() => Err(Interrupted("told to end").into()),
+        _ = hangup.recv() => Err(Interrupted("the terminal is gone").into()),
     }
 }

@@ -1,12 +1,13 @@
 //! The Debian root below the machine: named by the user, or bootstrapped once into a cache. It is only ever read.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use super::super::files::make;
-use super::super::narration::Scenes;
-use super::program;
+use super::super::narration::{Scenes, unless_interrupted};
+use super::program::{self, Contained};
 use crate::cli::output::DIM;
 
 /// Where bootstrapped roots are kept, by the name of their release.
@@ -110,10 +111,19 @@ impl Image {
         scenes.say(&format!("{DIM}making the image {}, once: about a minute{DIM:#}\n", path.display()))?;
         make(Path::new(CACHE), 0o755)?;
         let unfinished = tempfile::Builder::new().prefix(".unfinished-").tempdir_in(CACHE)?;
-        let root = unfinished.path().join("root");
-        let mut bootstrap = program::contained(BOOTSTRAP.0);
-        bootstrap.args(["--variant=minbase", INCLUDE, &suite]).arg(&root);
-        program::run(&mut bootstrap).await.context("cannot bootstrap the image of the machine")?;
+        let (root, log) = (unfinished.path().join("root"), unfinished.path().join("log"));
+        let args = ["--variant=minbase".into(), INCLUDE.into(), OsString::from(suite), root.clone().into()];
+        let mut bootstrap = Contained::start(BOOTSTRAP.0, &args, &log)?;
+        let ended = unless_interrupted(bootstrap.wait()).await;
+        // Nothing may write any more where the directory is removed on an error.
+        bootstrap.end().await?;
+        let status = ended?;
+        anyhow::ensure!(
+            status.success(),
+            "cannot bootstrap the image of the machine: `{}` ended with {status}:\n{}",
+            BOOTSTRAP.0,
+            program::tail(&std::fs::read_to_string(&log).unwrap_or_default())
+        );
         match std::fs::rename(&root, &path) {
             // Another demo was quicker.
             Err(_) if has_systemd(&path) => Ok(path),

@@ -4,18 +4,13 @@
 //! that comes about. What stays behind then are a directory and empty control groups.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
-use tokio::process::Child;
 
 use super::super::files::make;
 use super::super::narration::until_async;
-use super::program;
+use super::program::{self, Contained};
 
 /// Where the machine has the policy's repository.
 pub(super) const REPOSITORY: &str = "/srv/policy.git";
@@ -29,7 +24,7 @@ const UNITS: [&str; 2] = ["rekindle-agent.service", "rekindle-courier.service"];
 pub(super) struct Machine {
     disk: PathBuf,
     groups: Vec<PathBuf>,
-    child: Child,
+    program: Contained,
     /// The first process inside, once there is one.
     leader: Option<u32>,
 }
@@ -47,25 +42,20 @@ impl Machine {
     pub(super) fn power_on(disk: &Path, image: &Path, repository: &Path) -> anyhow::Result<Self> {
         let name = format!("rekindle-demo-{}", std::process::id());
         let groups = groups(&name)?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(disk.join(CONSOLE))?;
-        let child = program::contained("sh")
-            .args(["-c", BOOT, "boot", &name])
-            .args([image, disk, repository])
-            .args(&groups)
-            .stdout(Stdio::from(log.try_clone()?))
-            .stderr(Stdio::from(log))
-            .spawn()
-            .context("cannot start the machine")?;
-        Ok(Self { disk: disk.to_path_buf(), groups, child, leader: None })
+        let mut args = ["-c", BOOT, "boot", &name].map(PathBuf::from).to_vec();
+        args.extend([image, disk, repository].map(Path::to_path_buf));
+        args.extend(groups.iter().cloned());
+        let program = Contained::start("sh", &args, &disk.join(CONSOLE))?;
+        Ok(Self { disk: disk.to_path_buf(), groups, program, leader: None })
     }
 
     /// Waits until its service manager has started everything.
     pub(super) async fn booted(&mut self) -> anyhow::Result<()> {
         let found = until_async("the machine's first process", async || {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+            if self.program.has_ended() {
                 return Some(None);
             }
-            self.nspawn().and_then(leader_below).map(Some)
+            self.program.process().and_then(leader_below).map(Some)
         })
         .await?;
         self.leader = Some(found.context("systemd-nspawn ended at once")?);
@@ -127,27 +117,12 @@ impl Machine {
     }
 
     /// Pulls the plug and waits until nothing of it is left but its disk.
-    pub(super) async fn destroy(mut self) -> anyhow::Result<()> {
-        // With the first process of its namespace the kernel ends all the others before its parent hears of it.
-        match self.nspawn().and_then(|pid| i32::try_from(pid).ok()) {
-            Some(pid) => kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot pull the plug of the machine")?,
-            None => self.child.start_kill().or_else(|error| match self.child.try_wait() {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) | Err(_) => Err(error),
-            })?,
-        }
-        tokio::time::timeout(Duration::from_secs(20), self.child.wait())
-            .await
-            .map_err(|_elapsed| anyhow::anyhow!("the machine does not end"))??;
+    pub(super) async fn destroy(self) -> anyhow::Result<()> {
+        self.program.end().await?;
         for group in &self.groups {
             until_async("the machine's control group to be empty", async || remove_tree(group).ok()).await?;
         }
         Ok(())
-    }
-
-    /// The process of systemd-nspawn, or of the script that becomes it.
-    fn nspawn(&self) -> Option<u32> {
-        children(self.child.id()?).into_iter().next()
     }
 }
 
@@ -189,12 +164,6 @@ fn remove_tree(group: &Path) -> std::io::Result<()> {
     std::fs::remove_dir(group)
 }
 
-/// Child processes of a process, as the kernel lists them; empty when it is gone.
-fn children(pid: u32) -> Vec<u32> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
 /// The child that is number 1 in a namespace of its own.
 fn leader_below(nspawn: u32) -> Option<u32> {
     let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
@@ -203,7 +172,7 @@ fn leader_below(nspawn: u32) -> Option<u32> {
         status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse::<u32>().ok()
     };
     let outer = namespace(nspawn)?;
-    children(nspawn)
+    program::children(nspawn)
         .into_iter()
         .find(|&child| innermost(child) == Some(1) && namespace(child).is_some_and(|own| own != outer))
 }

@@ -24,7 +24,7 @@ use self::engine::Calls;
 pub(super) use self::image::{Image, find as find_image};
 use self::machine::Machine;
 use self::outfit::{DRAINED, Outfit};
-use super::narration::{PATIENCE, Scenes, unless_interrupted, until, until_async};
+use super::narration::{Interrupted, PATIENCE, Scenes, unless_interrupted, until, until_async};
 use super::peers::{HOST, Peers};
 use super::repository::Repository;
 use crate::cli::output::{DIM, GOOD, span};
@@ -54,7 +54,7 @@ pub(super) async fn play(scenes: &mut Scenes<'_>, directory: &Path, image: Image
     // The accounts of the machine must be able to pass the directories that are made for it.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     image::check_disk(directory)?;
-    let image = unless_interrupted(image.ready(scenes)).await?;
+    let image = image.ready(scenes).await?;
     scenes.say(&format!("{DIM}a machine on a throwaway disk in {}{DIM:#}\n", directory.display()))?;
     let shop = unless_interrupted(shop::build(&directory.join("apt"))).await?;
     let mut repository = Repository::init(directory.join("policy.git"))?;
@@ -67,7 +67,7 @@ pub(super) async fn play(scenes: &mut Scenes<'_>, directory: &Path, image: Image
     let outfit = Outfit { shop, repository: &repository };
     let mut estate = Estate { peers, calls, outfit, image: &image, directory, machine: None };
     let result = match (unless_interrupted(live(scenes, &mut estate, &commit)).await, &estate.machine) {
-        (Err(error), Some(machine)) => Err(machine.explain(error).await),
+        (Err(error), Some(machine)) if !error.is::<Interrupted>() => Err(machine.explain(error).await),
         (result, _) => result,
     };
     let destroyed = match estate.machine.take() {
