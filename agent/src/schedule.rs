@@ -24,6 +24,9 @@ const REFILL: Duration = Duration::from_secs(60);
 /// Longest time between two repairs of a contested resource.
 const MAX_SPACING: Duration = Duration::from_secs(60);
 
+/// Longest time from a hint to the next attempt at a failing resource.
+const HINTED_RETRY: Duration = Duration::from_secs(15);
+
 /// Longest time that a hinted full run is put off because the last one took long.
 const MAX_REST: Duration = Duration::from_secs(1);
 
@@ -177,9 +180,12 @@ impl Schedule {
         // A debt is tried again through the resource that owes it.
         let mut unfinished: BTreeSet<&ResourceId> = report.debts.iter().map(|debt| &debt.because_of).collect();
         let mut mentioned = unfinished.clone();
-        for ResourceReport { resource: id, outcome, .. } in &report.resources {
+        for ResourceReport { resource: id, outcome, overtaken, .. } in &report.resources {
             mentioned.insert(id);
             self.blocked.remove(id);
+            if *overtaken {
+                self.dirty.entry(id.clone()).or_insert(Dirty { first: now, last: now });
+            }
             match outcome {
                 Outcome::Unchanged | Outcome::Reported { .. } => {}
                 Outcome::Changed { .. } => {
@@ -241,10 +247,13 @@ impl Schedule {
         self.fights.iter().filter(move |(_, fight)| contested(fight)).map(|(id, fight)| (id, fight.spacing))
     }
 
-    /// When a hinted resource is to be looked at: at once unless settling is configured, and not while it is held.
+    /// When a hinted resource is to be looked at: at once unless settling is configured, not while it is held, and after a
+    /// failure not before its retry, because a failing step causes events too (a package manager writes its database). A hint
+    /// still shortens a long retry delay, so that a cause that somebody removed is noticed soon.
     fn ready_at(&self, resource: &ResourceId, dirty: Dirty, now: Instant) -> Instant {
         let settled = (dirty.last + self.settle).min(dirty.first + self.settle_max.max(self.settle));
-        self.held(resource, now).map_or(settled, |until| until.max(settled))
+        let retry = self.retries.get(resource).map(|retry| retry.at.min(dirty.first + HINTED_RETRY));
+        self.held(resource, now).into_iter().chain(retry).fold(settled, Instant::max)
     }
 
     fn wake_at(&self, now: Instant) -> Instant {

@@ -27,6 +27,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("curl", "curl"),
 ];
 
+/// How the variables begin that cargo and nextest set for the tests that they run.
+const OF_CARGO: &[&str] = &["CARGO_BIN", "CARGO_CRATE", "CARGO_MANIFEST", "CARGO_PKG", "LD_LIBRARY_PATH", "NEXTEST"];
+
 /// A child process to run to its end.
 #[derive(Debug)]
 #[must_use]
@@ -61,6 +64,12 @@ impl Invocation {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(program);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A cargo inside would take what the outer one sets for its tests for a reason to build the world again.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| OF_CARGO.iter().any(|prefix| name.starts_with(prefix))) {
+                command.env_remove(name);
+            }
+        }
         Self { command, stdin: Vec::new() }
     }
 

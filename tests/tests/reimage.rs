@@ -142,7 +142,7 @@ fn a_host_that_converges_after_all_withdraws_its_request() -> Result<()> {
     // Somebody mends the package.
     estate.apt.add(&TestPackage::new("rk-store", "1.1"))?;
     estate.apt.publish_to(&estate.machine)?;
-    estate.machine.sh("dpkg --purge --force-all rk-store && apt-get -qq -y install rk-store")?;
+    estate.machine.sh("apt-get -qq update && apt-get -o DPkg::Lock::Timeout=60 -qq -y install rk-store")?;
     estate.wait_converged(&revision)?;
     hub.wait_reimage(&name, "cancelled")?;
     estate

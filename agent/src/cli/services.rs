@@ -2,7 +2,10 @@
 
 use clap::Args;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 
 use super::{CliError, Global, Out, Outcome, exit, settings};
 
@@ -69,7 +72,8 @@ pub(super) fn current_thread() -> Result<tokio::runtime::Runtime, CliError> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Logs go to the journal with their fields where systemd gave one, otherwise to standard error. `REKINDLE_LOG` sets the level.
+/// Logs go to standard error, a line an event, fields included: what `journalctl` shows must say which resource it is about.
+/// Under systemd each line begins with its priority, as sd-daemon(3) has it. `REKINDLE_LOG` sets the level.
 fn start_logging() -> Result<(), CliError> {
     let level = match std::env::var("REKINDLE_LOG") {
         Ok(text) => text.parse::<LevelFilter>().map_err(|_unknown| {
@@ -77,11 +81,43 @@ fn start_logging() -> Result<(), CliError> {
         })?,
         Err(_unset) => LevelFilter::INFO,
     };
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some().then(tracing_journald::layer).and_then(Result::ok);
-    let fallback = journal
-        .is_none()
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let for_journal = journal.then(|| {
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).event_format(JournalLine)
+    });
+    let for_people = (!journal)
         .then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time());
-    let subscriber = tracing_subscriber::registry().with(level).with(journal).with(fallback);
+    let subscriber = tracing_subscriber::registry().with(level).with(for_journal).with(for_people);
     tracing::subscriber::set_global_default(subscriber)?;
     Ok(())
+}
+
+/// `<priority>message field=value …`.
+struct JournalLine;
+
+impl<S, N> FormatEvent<S, N> for JournalLine
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            tracing::Level::DEBUG | tracing::Level::TRACE => 7,
+        };
+        let mut line = String::new();
+        context.field_format().format_fields(Writer::new(&mut line), event)?;
+        // The priority counts for one line; the lines of a longer text keep it.
+        for part in line.lines() {
+            writeln!(writer, "<{priority}>{part}")?;
+        }
+        Ok(())
+    }
 }

@@ -20,8 +20,8 @@ use crate::config::Mode;
 use crate::policy::DesiredState;
 use crate::record::{Intent, Note, RunInfo, StepOutcome};
 use crate::resource::{
-    self, ApplyError, Change, Desired, Drift, OnDrift, Replaced, Resource, ResourceId, Sighting, Snapshot, Verdict,
-    chain,
+    self, ApplyError, Change, Desired, Drift, Observation, Observed, OnDrift, Replaced, Resource, ResourceId, Sighting,
+    Snapshot, Verdict, chain,
 };
 
 /// What a run remembers of a look, so that nothing is read twice while nothing changes.
@@ -254,9 +254,9 @@ impl<'a> Run<'a, '_> {
         let step = steps.first().copied();
         let result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
         self.epoch += 1;
-        let outcome = self.verify(resource, drift, result);
+        let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
         self.conclude(&[(step, &outcome)], clock);
-        report(resource, step, outcome)
+        ResourceReport { overtaken, ..report(resource, step, outcome) }
     }
 
     /// Keeps what the step will overwrite. The error comes with its signature.
@@ -302,16 +302,27 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    /// Observes again after a step: the tool's word for its success is not enough.
-    fn verify(&mut self, resource: &Resource, drift: Drift, result: Result<(), ApplyError>) -> Outcome {
+    /// Observes again after a step: the tool's word for its success is not enough. Also returns whether the step took effect
+    /// and somebody has changed the resource again since, which is no failure of the step.
+    fn verify(
+        &mut self,
+        resource: &Resource,
+        before: &Sighting,
+        drift: Drift,
+        result: Result<(), ApplyError>,
+    ) -> (Outcome, bool) {
         let Drift { action, changes } = drift;
         if let Err(e) = result {
             let (error, signature) = (e.chain(), e.signature());
             tracing::warn!(resource = %resource.id, error = %error, "step failed");
-            return Outcome::Failed { changes, error, signature };
+            return (Outcome::Failed { changes, error, signature }, false);
         }
-        let (_, verdict) = self.look(resource);
-        match verdict {
+        let (after, verdict) = self.look(resource);
+        let outcome = match verdict {
+            Verdict::Drift(_) if took_effect(before, &after) => {
+                tracing::info!(resource = %resource.id, action = ?action, "put in sync, and changed again since");
+                return (Outcome::Changed { changes, action }, true);
+            }
             Verdict::InSync => {
                 tracing::info!(resource = %resource.id, cause = ?self.request.cause, action = ?action, "put in sync");
                 Outcome::Changed { changes, action }
@@ -330,7 +341,8 @@ impl<'a> Run<'a, '_> {
                     signature: format!("verify: {attributes}"),
                 }
             }
-        }
+        };
+        (outcome, false)
     }
 
     fn conclude(&mut self, steps: &[(Option<i64>, &Outcome)], clock: Instant) {
@@ -384,8 +396,21 @@ fn blocks(outcome: &Outcome) -> bool {
     }
 }
 
+/// Whether a step whose tools reported success changed anything. What stands at a path is put there by one system call, so only
+/// the very same inode with the very same change time says that nothing was done.
+fn took_effect(before: &Sighting, after: &Sighting) -> bool {
+    match &after.observed {
+        Observed::File(seen) | Observed::Directory(seen) | Observed::Symlink(seen) => {
+            !matches!(seen, Observation::Present(_)) || before.observed != after.observed
+        }
+        Observed::User(_) | Observed::Group(_) => before.observed != after.observed,
+        // A package manager's or a service manager's success is only a claim: a unit may fail right after its start.
+        Observed::Package(_) | Observed::Service(_) => false,
+    }
+}
+
 fn report(resource: &Resource, step: Option<i64>, outcome: Outcome) -> ResourceReport {
-    ResourceReport { resource: resource.id.clone(), step, outcome }
+    ResourceReport { resource: resource.id.clone(), step, overtaken: false, outcome }
 }
 
 fn attributes(changes: &[Change]) -> String {

@@ -79,6 +79,9 @@ pub struct ResourceReport {
     pub resource: ResourceId,
     /// History id of the step, when one was recorded.
     pub step: Option<i64>,
+    /// Whether somebody changed it again before the step could be verified: the step took effect, and another look is due.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub overtaken: bool,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,

@@ -44,7 +44,8 @@ fn report(full: bool, outcomes: &[(&str, Outcome)]) -> RunReport {
         duration_us: 1000,
         resources: outcomes
             .iter()
-            .map(|(name, outcome)| ResourceReport { resource: id(name), step: None, outcome: outcome.clone() })
+            .map(|(name, outcome)| (id(name), outcome.clone()))
+            .map(|(resource, outcome)| ResourceReport { resource, step: None, overtaken: false, outcome })
             .collect(),
         debts: Vec::new(),
         interrupted: false,
@@ -183,6 +184,7 @@ fn a_failure_is_retried_ever_later_and_what_it_blocked_with_it() {
     }
     assert!(longest > SECOND * 30, "{longest:?}");
     scene.hint(&[A]);
+    assert!(scene.expect_wait() <= SECOND * 15, "a hint shortens the delay");
     scene.expect_run(&only(&[A, B]));
     scene.report(&report(false, &[(A, Outcome::Unchanged), (B, Outcome::Unchanged)]));
     assert!(scene.expect_wait() > SECOND * 60, "nothing is left to retry");
@@ -297,4 +299,35 @@ fn a_run_that_could_not_be_carried_out_is_tried_again() {
     let interrupted = RunReport { interrupted: true, ..report(true, &[(A, Outcome::Unchanged)]) };
     scene.report(&interrupted);
     scene.expect_run(&Scope::Everything);
+}
+
+#[test]
+fn a_hint_does_not_hurry_what_keeps_failing() {
+    let mut scene = Scene::new(&Settings::default());
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        // The failing step itself causes an event.
+        scene.hint(&[A]);
+        let mut waited = Duration::ZERO;
+        while scene.schedule.due(scene.now).is_some_and(|due| due > scene.now) {
+            waited += scene.expect_wait();
+        }
+        waits.push(waited);
+        scene.expect_run(&only(&[A]));
+        scene.report(&report(false, &[(A, failed())]));
+    }
+    assert_eq!(waits.first(), Some(&Duration::ZERO), "the first failure was not foreseen");
+    assert!(waits.iter().skip(1).all(|wait| *wait > Duration::ZERO), "a failing step hurries itself: {waits:?}");
+    assert!(waits.iter().all(|wait| *wait <= SECOND * 15), "a hint is looked at soon: {waits:?}");
+}
+
+#[test]
+fn what_was_changed_again_before_it_could_be_verified_is_looked_at_at_once() {
+    let mut scene = Scene::new(&Settings::default());
+    scene.hint(&[A]);
+    scene.expect_run(&only(&[A]));
+    let mut overtaken = report(false, &[(A, changed())]);
+    overtaken.resources.iter_mut().for_each(|resource| resource.overtaken = true);
+    scene.report(&overtaken);
+    scene.expect_run(&only(&[A]));
 }

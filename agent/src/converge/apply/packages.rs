@@ -42,7 +42,7 @@ impl<'a> Run<'a, '_> {
         let mut reports = Vec::new();
         for (index, (member, result)) in members.into_iter().zip(results).enumerate() {
             let outcome = match result {
-                Some(result) => self.verify(member.resource, member.drift, result),
+                Some(result) => self.verify(member.resource, &member.sighting, member.drift, result).0,
                 // The run ends before its turn comes, so this reaches the journal alone.
                 None => Outcome::Failed {
                     changes: member.drift.changes,

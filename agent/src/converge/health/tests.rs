@@ -92,7 +92,7 @@ impl Host {
             duration_us: 1,
             resources: resources
                 .into_iter()
-                .map(|(resource, outcome)| ResourceReport { resource, step: None, outcome })
+                .map(|(resource, outcome)| ResourceReport { resource, step: None, overtaken: false, outcome })
                 .collect(),
             debts: Vec::new(),
             interrupted: false,

@@ -16,6 +16,8 @@ use crate::host::root::{Permissions, Root};
 use crate::resource::{AbsPath, Mode, PackageName};
 
 const STATUS: &str = "/var/lib/dpkg/status";
+/// Held by apt-get and its likes for as long as they work.
+const FRONTEND_LOCK: &str = "var/lib/dpkg/lock-frontend";
 const UPDATES: &str = "/var/lib/dpkg/updates";
 const MAX_STATUS: u64 = 256 * 1024 * 1024;
 const MAX_UPDATES: usize = 10_000;
@@ -112,6 +114,10 @@ impl Apt {
         if !is_broken && updates == Updates::None {
             return Ok(());
         }
+        if self.is_locked() {
+            // Somebody's dpkg is at work: this is its unfinished business, and apt-get waits for its end.
+            return Ok(());
+        }
         tracing::warn!("a run of dpkg was interrupted; finishing it with `dpkg --configure -a`");
         let mut command = self.command("dpkg").args(["--force-confdef", "--force-confold", "--configure", "-a"]);
         command.deadline = TRANSACTION_DEADLINE;
@@ -121,6 +127,20 @@ impl Apt {
             tracing::warn!(status = output.status, output = %last_lines(&output), "`dpkg --configure -a` did not succeed");
         }
         Ok(())
+    }
+
+    /// Whether another process holds the lock that dpkg's front ends take. Asks only, and takes nothing.
+    fn is_locked(&self) -> bool {
+        use nix::fcntl::{FcntlArg, fcntl};
+        let Ok(file) = std::fs::File::open(self.root.join(FRONTEND_LOCK)) else { return false };
+        let mut lock = nix::libc::flock {
+            l_type: i16::try_from(nix::libc::F_WRLCK).unwrap_or_default(),
+            l_whence: i16::try_from(nix::libc::SEEK_SET).unwrap_or_default(),
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != nix::libc::F_UNLCK
     }
 
     /// Asks apt-get what it would do; with a fresh index once, if it does not know what was asked for.
