@@ -109,8 +109,19 @@ impl Accounts for ShadowUtils {
     }
 
     fn create_user(&mut self, user: &NewUser) -> Result<(), AccountError> {
-        let name_is_a_group = self.read()?.group(user.name.as_str()).is_some();
-        self.tool("useradd", &useradd_args(user, name_is_a_group), b"", user.name.as_str())
+        let mut attempt = 1;
+        loop {
+            let name_is_a_group = self.read()?.group(user.name.as_str()).is_some();
+            let result = self.tool("useradd", &useradd_args(user, name_is_a_group), b"", user.name.as_str());
+            // A `userdel` that is still at work removes the user first and its group a moment later; or somebody made the
+            // group since it was looked for.
+            let group_changed =
+                || self.read().is_ok_and(|db| db.group(user.name.as_str()).is_some() != name_is_a_group);
+            if result.is_ok() || attempt >= ATTEMPTS || !group_changed() {
+                return result;
+            }
+            attempt += 1;
+        }
     }
 
     fn change_user(&mut self, name: &UserName, change: &UserChange) -> Result<(), AccountError> {

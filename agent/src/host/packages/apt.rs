@@ -251,8 +251,9 @@ impl Simulation {
         }
         let planned: BTreeSet<String> = self.installs.iter().map(|name| bare(name)).collect();
         for (name, version) in &transaction.install {
+            // A broken one that is new enough is only configured, which the simulation does not show as an installation.
             let is_there = db.packages.get(&bare(name.as_str())).is_some_and(|entry| {
-                entry.status == PackageStatus::Installed
+                matches!(entry.status, PackageStatus::Installed | PackageStatus::Broken)
                     && version.as_ref().is_none_or(|version| *version == entry.version)
             });
             if !is_there && !planned.contains(&bare(name.as_str())) {
@@ -412,7 +413,8 @@ mod tests {
     #[test]
     fn a_simulation_is_held_to_what_was_asked() {
         let installed = PackageEntry { version: "1".to_owned(), status: PackageStatus::Installed, essential: false };
-        let db = PackageDb { packages: [("there".to_owned(), installed)].into() };
+        let broken = PackageEntry { version: "1".to_owned(), status: PackageStatus::Broken, essential: false };
+        let db = PackageDb { packages: [("there".to_owned(), installed), ("half".to_owned(), broken)].into() };
         let check = |stdout: &str, transaction: Transaction, expected: Result<(), &str>| {
             let result = Simulation::parse(stdout.as_bytes()).check(&transaction, &db, "amd64");
             match (result, expected) {
@@ -426,6 +428,7 @@ mod tests {
         check(inst, transaction(&[("nginx:amd64", None)], &[]), Ok(()));
         check(inst, transaction(&[("ngin", None)], &[]), Err("exactly the name `ngin`"));
         check("", transaction(&[("there", None)], &[]), Ok(()));
+        check("", transaction(&[("half", None)], &[]), Ok(()));
         check("", transaction(&[("there", Some("2"))], &[]), Err("exactly the name"));
         check("Remv exim4 [4]\nInst nginx (2)\n", transaction(&[("nginx", None)], &[]), Err("also remove exim4"));
         check("Remv exim4 [4]\n", transaction(&[], &["exim4"]), Ok(()));
