@@ -120,16 +120,15 @@ drain = [\"/etc/rekindle/drain.d\"]
 
     /// What it knows of a host.
     pub fn host(&self, host: &str) -> Result<Option<Value>> {
-        let all = self.admin(&["hosts"])?;
-        let hosts = all["hosts"].as_array().with_context(|| format!("no hosts in {all}"))?;
-        Ok(hosts.iter().find(|known| known["host_id"] == host).cloned())
+        Ok(self.list("hosts")?.into_iter().find(|known| known["id"] == host))
     }
 
     /// The requests of a host, oldest first.
     pub fn reimages(&self, host: &str) -> Result<Vec<Value>> {
-        let all = self.admin(&["reimages"])?;
-        let all = all["reimages"].as_array().with_context(|| format!("no requests in {all}"))?.clone();
-        Ok(all.into_iter().filter(|reimage| reimage["host_id"] == host).collect())
+        let mut all = self.list("reimages")?;
+        all.retain(|reimage| reimage["host"] == host);
+        all.sort_by_key(|reimage| reimage["requested_at"].to_string());
+        Ok(all)
     }
 
     /// Waits until the newest request of a host is in this state, and returns it.
@@ -153,9 +152,10 @@ drain = [\"/etc/rekindle/drain.d\"]
         Ok(())
     }
 
-    /// The evidence that came with a request.
-    pub fn evidence(&self, id: &str) -> Result<Value> {
-        self.admin(&["evidence", id])
+    /// The evidence that came with a request, once there is some.
+    pub fn evidence(&self, id: &str) -> Result<Option<Value>> {
+        let shown = self.admin(&["show", id])?;
+        Ok(shown.get("evidence").filter(|evidence| !evidence.is_null()).cloned())
     }
 
     /// Waits until the engine was called, and returns what it was given.
@@ -179,14 +179,21 @@ drain = [\"/etc/rekindle/drain.d\"]
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    fn list(&self, what: &str) -> Result<Vec<Value>> {
+        let all = self.admin(&[what])?;
+        all.as_array().cloned().with_context(|| format!("`rekindle-hub {what}` printed no list: {all}"))
+    }
+
     /// Runs one of its commands for operators.
     fn admin(&self, args: &[&str]) -> Result<Value> {
         let text = Invocation::new(&self.program)
+            .args(["--json", "--control"])
+            .arg(self.dir.path().join("control.sock"))
             .args(args)
-            .arg("--config")
-            .arg(self.dir.path().join("hub.toml"))
-            .arg("--json")
             .ok()?;
-        serde_json::from_str(&text).with_context(|| format!("`rekindle-hub {}` printed `{text}`", args.join(" ")))
+        let printed: Value =
+            serde_json::from_str(&text).with_context(|| format!("`rekindle-hub {}` printed `{text}`", args.join(" ")))?;
+        ensure!(printed["version"] == 1, "`rekindle-hub {}` printed `{text}`", args.join(" "));
+        Ok(printed["result"].clone())
     }
 }

@@ -73,7 +73,7 @@ fn a_host_that_cannot_converge_is_rebuilt_and_whole_again() -> Result<()> {
             .receiver
             .wait_for(what, PATIENCE, |message| event(&message.body) == what && message.verified == Ok(()))?;
     }
-    let evidence = wait_for("the dossier", PATIENCE, || Ok(hub.evidence(&id).ok()))?.to_string();
+    let evidence = wait_for("the dossier", PATIENCE, || hub.evidence(&id))?.to_string();
     for word in ["package[rk-store]", "the store is damaged", &revision] {
         ensure!(evidence.contains(word), "the dossier does not say `{word}`: {evidence}");
     }
