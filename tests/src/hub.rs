@@ -191,8 +191,8 @@ drain = [\"/etc/rekindle/drain.d\"]
             .arg(self.dir.path().join("control.sock"))
             .args(args)
             .ok()?;
-        let printed: Value =
-            serde_json::from_str(&text).with_context(|| format!("`rekindle-hub {}` printed `{text}`", args.join(" ")))?;
+        let printed: Value = serde_json::from_str(&text)
+            .with_context(|| format!("`rekindle-hub {}` printed `{text}`", args.join(" ")))?;
         ensure!(printed["version"] == 1, "`rekindle-hub {}` printed `{text}`", args.join(" "));
         Ok(printed["result"].clone())
     }

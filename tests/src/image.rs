@@ -37,7 +37,7 @@ const MASKED: &[&str] = &[
 ];
 
 /// Counts changes of how the image is finished below, so that an old one is not taken for a new one.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// A Debian 12 root that nothing writes to.
 #[derive(Debug, Clone)]
@@ -119,8 +119,11 @@ fn bootstrap(path: &Path) -> Result<()> {
         drop(std::fs::remove_file(&link));
         std::os::unix::fs::symlink("/dev/null", &link).with_context(|| format!("cannot mask {unit}"))?;
     }
-    drop(std::fs::remove_dir_all(partial.join("var/cache/apt/archives")));
-    std::fs::create_dir_all(partial.join("var/cache/apt/archives/partial")).context("cannot make apt's cache")?;
+    // What apt has fetched, and the indices of a repository that the machines cannot reach.
+    for kept in ["var/cache/apt", "var/lib/apt/lists"] {
+        drop(std::fs::remove_dir_all(partial.join(kept)));
+        std::fs::create_dir_all(partial.join(kept)).with_context(|| format!("cannot empty `{kept}`"))?;
+    }
     std::fs::set_permissions(&partial, std::fs::Permissions::from_mode(0o755))
         .context("cannot open the root to all")?;
     std::fs::rename(&partial, path).with_context(|| format!("cannot move the finished root to `{}`", path.display()))
