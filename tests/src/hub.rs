@@ -120,13 +120,13 @@ drain = [\"/etc/rekindle/drain.d\"]
 
     /// What it knows of a host.
     pub fn host(&self, host: &str) -> Result<Option<Value>> {
-        Ok(self.list("hosts")?.into_iter().find(|known| known["id"] == host))
+        Ok(self.list("hosts")?.into_iter().find(|known| known["host_id"] == host))
     }
 
     /// The requests of a host, oldest first.
     pub fn reimages(&self, host: &str) -> Result<Vec<Value>> {
         let mut all = self.list("reimages")?;
-        all.retain(|reimage| reimage["host"] == host);
+        all.retain(|reimage| reimage["host_id"] == host);
         all.sort_by_key(|reimage| reimage["requested_at"].to_string());
         Ok(all)
     }
@@ -181,7 +181,7 @@ drain = [\"/etc/rekindle/drain.d\"]
 
     fn list(&self, what: &str) -> Result<Vec<Value>> {
         let all = self.admin(&[what])?;
-        all.as_array().cloned().with_context(|| format!("`rekindle-hub {what}` printed no list: {all}"))
+        all[what].as_array().cloned().with_context(|| format!("`rekindle-hub {what}` printed no list: {all}"))
     }
 
     /// Runs one of its commands for operators.
@@ -194,6 +194,6 @@ drain = [\"/etc/rekindle/drain.d\"]
         let printed: Value = serde_json::from_str(&text)
             .with_context(|| format!("`rekindle-hub {}` printed `{text}`", args.join(" ")))?;
         ensure!(printed["version"] == 1, "`rekindle-hub {}` printed `{text}`", args.join(" "));
-        Ok(printed["result"].clone())
+        Ok(printed)
     }
 }

@@ -227,11 +227,10 @@ ca = \"/etc/rekindle/ca.pem\"
         self.machine.run("rekindle").args(args).output()
     }
 
-    /// What `rekindle status` says.
+    /// What `rekindle status` says. Its exit code says whether all is well, which is for the caller to judge.
     pub fn status(&self) -> Result<Value> {
-        // Its exit code says whether the host is in sync; the caller judges that by what it prints.
-        let json = self.rekindle(&["status", "--json"])?.stdout;
-        serde_json::from_str(&json).with_context(|| format!("`rekindle status --json` printed `{json}`"))
+        let said = self.rekindle(&["status", "--json"])?;
+        serde_json::from_str(&said.stdout).with_context(|| format!("`rekindle status --json` said {said:?}"))
     }
 
     /// What `rekindle history` says, oldest first.

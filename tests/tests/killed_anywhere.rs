@@ -109,8 +109,8 @@ fn the_agent_killed_anywhere_in_a_converge_goes_on_and_nobody_sees_half_a_file()
             kill_unit(&estate, AGENT)?;
             if n_new() < paths.len() {
                 n_hits += 1;
-                // It was alive for this long without being done.
-                length = length.max(delay);
+                // It was alive for this long without being done; what comes after is to be hit as well.
+                length = length.max(delay).mul_f32(1.2).min(Duration::from_secs(5));
             } else {
                 length = delay.max(Duration::from_millis(20));
             }
