@@ -20,7 +20,7 @@ impl Worker {
         for pause in began {
             self.announce(
                 AlertEvent::PauseStarted,
-                format!("repair is paused until {} by {}: {}", pause.until, pause.by, pause.reason),
+                format!("repair is paused until {:.0} by {}: {}", pause.until, pause.by, pause.reason),
             );
         }
         for pause in ended {
@@ -49,7 +49,7 @@ impl Worker {
                 .collect();
             let speaker = self.speaker();
             let summary = format!(
-                "the pause by {} ends at {}; drift in {} resources is then undone",
+                "the pause by {} ends at {:.0}; drift in {} resources is then undone",
                 pause.by,
                 pause.until,
                 left.len()

@@ -145,7 +145,7 @@ impl Worker {
         let now = Timestamp::now();
         let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
         let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
-        let facts = host::facts::gather(&host.root);
+        let facts = facts(&host);
         let worker = Self {
             outbox: Spool::open(&settings.paths.outbox())?,
             inbox: Spool::open(&settings.paths.inbox())?,
@@ -295,7 +295,7 @@ impl Worker {
             pauses
                 .iter()
                 .find(|p| p.only.is_empty() || p.only.contains(id))
-                .map(|p| format!("paused until {} by {}: {}", p.until, p.by, p.reason))
+                .map(|p| format!("paused until {:.0} by {}: {}", p.until, p.by, p.reason))
                 .or_else(|| held.get(id).cloned())
         };
         let cause = if self.revisions.settled.as_ref() == Some(in_force.state.revision()) {
@@ -379,7 +379,7 @@ impl Worker {
         // The directories are open; they change only with a restart.
         settings.paths.clone_from(&self.settings.paths);
         self.settings = settings;
-        self.facts = host::facts::gather(&self.host.root);
+        self.facts = facts(&self.host);
         self.load_policy();
         self.read_inbox();
         self.tell(Event::RunEverything);
@@ -466,6 +466,15 @@ impl Worker {
         let (health, effects) = self.health.clone().next(input, &self.settings.health, Timestamp::now(), random_id);
         self.adopt(health, effects, None);
     }
+}
+
+/// The facts of the host. A sandbox has no name of its own, and speaks under that of the machine that it is on.
+fn facts(host: &Host) -> Facts {
+    let mut facts = host::facts::gather(&host.root);
+    if facts.fqdn.is_empty() {
+        facts.fqdn = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    }
+    facts
 }
 
 /// Reads a small value; one that cannot be read is as good as none, and said so.

@@ -153,7 +153,7 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
             pause.only.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         };
         out.line(format_args!(
-            "{WARN}paused{WARN:#}     {what} until {} by {}: {} {DIM}(#{}){DIM:#}",
+            "{WARN}paused{WARN:#}     {what} until {:.0} by {}: {} {DIM}(#{}){DIM:#}",
             pause.until, pause.by, pause.reason, pause.id
         ))?;
     }
@@ -244,12 +244,12 @@ pub(super) fn history(global: &Global, args: &History, out: &mut Out) -> Outcome
             Cause::Operator => "operator",
         };
         out.line(format_args!(
-            "{DIM}#{:<5} {}{DIM:#} {style}{:<11}{style:#} {BOLD}{}{BOLD:#} ({cause}, {})",
+            "{DIM}#{:<5} {}{DIM:#} {style}{:<11}{style:#} {BOLD}{}{BOLD:#} ({cause}{})",
             entry.id,
             entry.time.strftime("%Y-%m-%d %H:%M:%S"),
             entry.outcome,
             entry.resource,
-            entry.duration_us.map_or_else(|| "not ended".to_owned(), |us| span(Duration::from_micros(us))),
+            entry.duration_us.map_or_else(String::new, |us| format!(", {}", span(Duration::from_micros(us)))),
         ))?;
         if let Some(error) = &entry.error {
             out.line(format_args!("       {BAD}{error}{BAD:#}"))?;

@@ -162,11 +162,25 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Prints the whole chain once: `error: outer: inner: innermost`. Lines of the text after the first keep their place, so that
-/// a `hint:` written into it stands by itself.
+/// Prints the whole chain once: `error: outer: inner: innermost`, then every `hint:` of it on a line of its own.
 fn report(error: &anyhow::Error) {
+    let (text, hints) = explain(error.chain().map(ToString::to_string));
     let red = anstyle::Style::new().bold().fg_color(Some(anstyle::AnsiColor::Red.into()));
-    drop(writeln!(anstream::stderr(), "{red}error:{red:#} {error:#}"));
+    drop(writeln!(anstream::stderr(), "{red}error:{red:#} {text}"));
+    for hint in hints {
+        drop(writeln!(anstream::stderr(), "{}hint:{:#} {hint}", output::BOLD, output::BOLD));
+    }
+}
+
+/// Joins the texts of a chain and takes the hints out of them.
+fn explain(chain: impl Iterator<Item = String>) -> (String, Vec<String>) {
+    let (mut texts, mut hints) = (Vec::new(), Vec::new());
+    for link in chain {
+        let mut parts = link.split("\nhint: ");
+        texts.extend(parts.next().map(str::to_owned));
+        hints.extend(parts.map(str::to_owned));
+    }
+    (texts.join(": "), hints)
 }
 
 fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
@@ -226,6 +240,12 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn hints_come_last() {
+        let chain = ["cannot ask\nhint: start it", "no such file"].map(str::to_owned);
+        assert_eq!(explain(chain.into_iter()), ("cannot ask: no such file".to_owned(), vec!["start it".to_owned()]));
     }
 
     #[test]

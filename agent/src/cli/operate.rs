@@ -74,7 +74,7 @@ pub(super) fn pause(global: &Global, args: &Pause, out: &mut Out) -> Outcome {
     if out.is_json() {
         out.value(&json!({ "version": 1, "id": id, "until": until }))?;
     } else {
-        out.line(format_args!("paused until {until} (#{id}); `rekindle resume {id}` ends it sooner"))?;
+        out.line(format_args!("paused until {until:.0} (#{id}); `rekindle resume {id}` ends it sooner"))?;
         if told == Told::NotRunning {
             out.line("the agent does not run; it will honour the pause when it starts")?;
         }

@@ -229,13 +229,13 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
     let now = Timestamp::now();
     if let Some(pause) = record.pauses(now)?.into_iter().find(|p| p.only.is_empty()) {
         return Err(CliError::refused(format!(
-            "repair is paused until {} by {}: {}\nhint: `rekindle resume` ends the pause",
+            "repair is paused until {:.0} by {}: {}\nhint: `rekindle resume` ends the pause",
             pause.until, pause.by, pause.reason
         )));
     }
     let pauses = record.pauses(now)?;
     let hold = |id: &ResourceId| {
-        pauses.iter().find(|p| p.only.contains(id)).map(|p| format!("paused until {} by {}", p.until, p.by))
+        pauses.iter().find(|p| p.only.contains(id)).map(|p| format!("paused until {:.0} by {}", p.until, p.by))
     };
     let stop = AtomicBool::new(false);
     let request = converge::Request {

@@ -1,5 +1,7 @@
 //! `agent` and `courier`: the two services.
 
+use std::io::IsTerminal as _;
+
 use clap::Args;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -85,8 +87,14 @@ fn start_logging() -> Result<(), CliError> {
     let for_journal = journal.then(|| {
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).event_format(JournalLine)
     });
-    let for_people = (!journal)
-        .then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time());
+    let colors = std::io::stderr().is_terminal();
+    let for_people = (!journal).then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(colors)
+            .with_target(false)
+            .without_time()
+    });
     let subscriber = tracing_subscriber::registry().with(level).with(for_journal).with(for_people);
     tracing::subscriber::set_global_default(subscriber)?;
     Ok(())
