@@ -56,6 +56,8 @@ fn kill_unit(estate: &Estate, unit: &str) -> Result<()> {
 
 /// Starts a killed unit at once instead of after its RestartSec=.
 fn revive(estate: &Estate, unit: &str) -> Result<()> {
+    // Before it is known to be dead there is nothing to start.
+    wait_for("systemd to notice the death", PATIENCE, || Ok(estate.machine.main_pid(unit)?.is_none().then_some(())))?;
     estate.machine.run("systemctl").args(["start", unit]).ok()?;
     Ok(())
 }
@@ -163,7 +165,8 @@ fn the_courier_killed_anywhere_in_a_delivery_loses_no_alert() -> Result<()> {
     estate.wait_converged(&revision)?;
 
     for n in 1..=KILLS {
-        let n_before = estate.history()?.len();
+        let n_repairs = || Ok::<_, anyhow::Error>(estate.history()?.iter().filter(|entry| entry.is_repair()).count());
+        let n_before = n_repairs()?;
         for file in 0..5 {
             // One at a time, so that there are several alerts to deliver.
             let path = estate.machine.path(format!("/etc/told/{file}"));
@@ -182,9 +185,7 @@ fn the_courier_killed_anywhere_in_a_delivery_loses_no_alert() -> Result<()> {
         if n % 2 == 0 {
             revive(&estate, COURIER)?;
         }
-        wait_for("the repairs in the history", PATIENCE, || {
-            Ok((estate.history()?.len() >= n_before + 5).then_some(()))
-        })?;
+        wait_for("the repairs in the history", PATIENCE, || Ok((n_repairs()? >= n_before + 5).then_some(())))?;
     }
     let repairs: BTreeSet<i64> =
         estate.history()?.iter().filter(|entry| entry.is_repair()).map(|entry| entry.id).collect();
