@@ -114,24 +114,25 @@ impl Worker {
             Consideration::Nothing => {}
             Consideration::Refused(refused) => {
                 self.revisions = revisions;
-                self.remember_revisions();
                 warn!(revision = refused.revision, "policy refused: {}", refused.reason);
                 let summary = format!("refused revision {}: {}", Short(&refused.revision), refused.reason);
+                // Told before it is recorded: a kill between the two tells it twice, and never not at all.
                 self.announce(AlertEvent::PolicyRejected, summary);
+                self.remember_revisions();
             }
             Consideration::Accepted(in_force) => {
                 let previous = self.revisions.in_force.clone();
                 self.revisions = revisions;
-                self.remember_revisions();
-                self.forget_policies(previous);
                 let summary = format!(
                     "revision {} is in force with {} resources{}",
                     in_force.state.revision().short(),
                     in_force.state.resources().len(),
                     in_force.signer.as_ref().map_or(String::new(), |who| format!(", signed by {who}")),
                 );
-                self.put_in_force(in_force);
                 self.announce(AlertEvent::PolicyAccepted, summary);
+                self.remember_revisions();
+                self.forget_policies(previous);
+                self.put_in_force(in_force);
                 self.tell(Event::RunEverything);
             }
         }
