@@ -50,7 +50,7 @@ fn an_overflow_means_everything_and_all_is_armed_again() {
     let hints = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
     let watcher = Watcher::start(dir.path().to_owned(), {
         let (gate, hints) = (Arc::clone(&gate), Arc::clone(&hints));
-        move |hint| {
+        move |hint: Result<rekindle::watch::Hint, rekindle::watch::WatchError>| {
             gate.pass();
             hints.0.lock().unwrap().push(hint.unwrap());
             hints.1.notify_all();
@@ -271,7 +271,7 @@ fn check_churn(seed: u64) {
     let dirty = Arc::new((Mutex::new(DirtySet::default()), Condvar::new()));
     let watcher = Watcher::start(root.clone(), {
         let dirty = Arc::clone(&dirty);
-        move |hint| {
+        move |hint: Result<rekindle::watch::Hint, rekindle::watch::WatchError>| {
             if dirty.0.lock().unwrap().add(hint.unwrap()) {
                 dirty.1.notify_all();
             }

@@ -78,7 +78,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
 
     let dirty = Arc::new(Dirty::default());
     let (hints, failures) = (Arc::clone(&dirty), events.clone());
-    let watcher = Watcher::start(settings.paths.root.clone(), move |hint| match hint {
+    let watcher = Watcher::start(settings.paths.root.clone(), move |hint: Result<Hint, WatchError>| match hint {
         Ok(hint) => hints.add(hint),
         // The receiver is gone only while the process ends.
         Err(error) => drop(failures.send(Event::WatcherEnded(error))),

@@ -4,16 +4,19 @@
 //! A kernel event only names resources to look at again; what is there is found out by looking, in [`crate::converge`].
 //! A lost event, a full queue or a lost watch therefore means "look everywhere" and nothing worse.
 //!
-//! - The watcher never reads content, never judges and never changes anything. It needs no async runtime: hints leave
-//!   through a plain callback. Only [`units`], which listens to the service manager, is asynchronous.
+//! - The watcher never reads content, never judges and never changes anything itself. What an event touched goes to a
+//!   [`Sink`] on the same thread, at once and with its directory open, because a thread hop costs more than a repair; what
+//!   the sink leaves open goes out as a hint.
+//! - It needs no async runtime. Only [`units`], which listens to the service manager, is asynchronous.
 //! - There is no debounce: the first event is passed on at once. When to act on it is decided in [`crate::schedule`].
 //! - Every watch is armed *before* the thing behind it is looked at, so that a change is either seen by the look or
 //!   announced by an event.
 //! - No place goes blind silently: where events cannot be had the watcher polls, and [`Watcher::coverage`] says so.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -48,6 +51,54 @@ pub enum Hint {
         /// What was lost, for people.
         why: &'static str,
     },
+}
+
+/// Something that happened to a declared name, while its directory is still open.
+#[derive(Debug)]
+pub struct Touch<'a> {
+    /// The directory that holds the name: an `O_PATH` descriptor, on the mount that the path leads to.
+    pub directory: BorrowedFd<'a>,
+    /// Id of the mount that the directory is on.
+    pub mount: u64,
+    /// The name in it.
+    pub name: &'a OsStr,
+    /// Whom it concerns.
+    pub resources: &'a BTreeSet<ResourceId>,
+}
+
+/// Whether a touch needs another look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Touched {
+    /// Everything about it is as declared, or was put right: no hint is needed.
+    Settled,
+    /// Somebody has to look: a hint goes out.
+    Look,
+}
+
+/// What the watcher's thread tells, on that thread. It must not block for long, and must not call the [`Watcher`].
+pub trait Sink: Send {
+    /// An event touched a declared name.
+    fn touched(&mut self, touch: &Touch<'_>) -> Touched;
+    /// Somebody has to look.
+    fn hint(&mut self, hint: Hint);
+    /// The thread ends: its last word. The process should end and be restarted.
+    fn ended(&mut self, error: WatchError);
+}
+
+/// A plain callback settles nothing.
+impl<F: FnMut(Result<Hint, WatchError>) + Send> Sink for F {
+    fn touched(&mut self, _touch: &Touch<'_>) -> Touched {
+        Touched::Look
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        self(Ok(hint));
+    }
+
+    fn ended(&mut self, error: WatchError) {
+        self(Err(error));
+    }
 }
 
 /// Hints merged until they are taken. It never holds more than one entry for each resource, however long nobody takes it:
@@ -137,7 +188,7 @@ impl Default for Options {
     }
 }
 
-/// The watcher's thread cannot go on. It is the last word of its callback; the process should end and be restarted.
+/// The watcher's thread cannot go on. The process should end and be restarted.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// Waiting failed.
@@ -169,25 +220,21 @@ pub struct Watcher {
 
 impl Watcher {
     /// Starts the thread for the host whose root directory is `root`. Interests are resolved beneath it, symbolic links
-    /// included. `on_hint` is called on that thread: it must not block for long, and must not call this handle.
-    pub fn start(root: PathBuf, on_hint: impl Fn(Result<Hint, WatchError>) + Send + 'static) -> io::Result<Self> {
-        Self::start_with(root, Options::default(), on_hint)
+    /// included. The sink lives on that thread.
+    pub fn start(root: PathBuf, sink: impl Sink + 'static) -> io::Result<Self> {
+        Self::start_with(root, Options::default(), sink)
     }
 
     /// As [`Watcher::start`], with bounds.
-    pub fn start_with(
-        root: PathBuf,
-        options: Options,
-        on_hint: impl Fn(Result<Hint, WatchError>) + Send + 'static,
-    ) -> io::Result<Self> {
+    pub fn start_with(root: PathBuf, options: Options, mut sink: impl Sink + 'static) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let (commands, received) = mpsc::channel();
         let root = walk::open_root(&root)?;
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn({
             let wake = Arc::clone(&wake);
             move || {
-                if let Err(error) = reader::run(root, options, &received, wake.as_fd(), &|hint| on_hint(Ok(hint))) {
-                    on_hint(Err(error));
+                if let Err(error) = reader::run(root, options, &received, wake.as_fd(), &mut sink) {
+                    sink.ended(error);
                 }
             }
         })?;

@@ -11,7 +11,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::tree::Tree;
-use super::{Command, Hint, Options, WatchError};
+use super::{Command, Hint, Options, Sink, WatchError};
 
 /// Far enough in the future never to come; the timer exists only to be cancelled when the clock is set.
 const NEVER: i64 = 1 << 40;
@@ -25,7 +25,7 @@ pub(super) fn run(
     options: Options,
     commands: &Receiver<Command>,
     wake: BorrowedFd<'_>,
-    emit: &dyn Fn(Hint),
+    sink: &mut dyn Sink,
 ) -> Result<(), WatchError> {
     let mut tree = Tree::new(root, options);
     let mounts = openat(CWD, "/proc/thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -38,25 +38,25 @@ pub(super) fn run(
         let ready = wait(&tree, wake, mounts.as_ref(), clock.as_ref())?;
         if ready.wake {
             clear(wake)?;
-            if obey(&mut tree, commands, emit)? == Flow::Stop {
+            if obey(&mut tree, commands, sink)? == Flow::Stop {
                 return Ok(());
             }
         }
         let now = Instant::now();
         if ready.events {
-            read(&mut tree, emit)?;
+            read(&mut tree, sink)?;
         }
         if ready.mounts {
-            tree.compare_all(now, &mut |hint| emit(hint));
+            tree.compare_all(now, sink);
         }
         if ready.clock
             && let Some(clock) = &clock
             && clock.wait() == Err(Errno::ECANCELED)
         {
             arm_clock(clock).map_err(|errno| WatchError::Wait(errno.into()))?;
-            emit(Hint::Everything { why: "the clock was set" });
+            sink.hint(Hint::Everything { why: "the clock was set" });
         }
-        tree.poll(now, &mut |hint| emit(hint));
+        tree.poll(now, sink);
     }
 }
 
@@ -117,13 +117,13 @@ enum Flow {
     Stop,
 }
 
-fn obey(tree: &mut Tree, commands: &Receiver<Command>, emit: &dyn Fn(Hint)) -> Result<Flow, WatchError> {
+fn obey(tree: &mut Tree, commands: &Receiver<Command>, sink: &mut dyn Sink) -> Result<Flow, WatchError> {
     loop {
         let command = commands.try_recv();
         if command.is_ok() {
             // What happened before a call is hinted before it returns. The bound keeps a storm from delaying the answer.
             for _ in 0..MAX_READS {
-                if read(tree, emit)? == 0 {
+                if read(tree, sink)? == 0 {
                     break;
                 }
             }
@@ -134,7 +134,7 @@ fn obey(tree: &mut Tree, commands: &Receiver<Command>, emit: &dyn Fn(Hint)) -> R
                 answer(&reply, ());
             }
             Ok(Command::Refresh(reply)) => {
-                tree.compare_all(Instant::now(), &mut |hint| emit(hint));
+                tree.compare_all(Instant::now(), sink);
                 answer(&reply, ());
             }
             Ok(Command::Coverage(reply)) => answer(&reply, tree.coverage()),
@@ -145,8 +145,8 @@ fn obey(tree: &mut Tree, commands: &Receiver<Command>, emit: &dyn Fn(Hint)) -> R
     }
 }
 
-fn read(tree: &mut Tree, emit: &dyn Fn(Hint)) -> Result<u64, WatchError> {
-    tree.read(Instant::now(), &mut |hint| emit(hint)).map_err(|errno| WatchError::Read(errno.into()))
+fn read(tree: &mut Tree, sink: &mut dyn Sink) -> Result<u64, WatchError> {
+    tree.read(Instant::now(), sink).map_err(|errno| WatchError::Read(errno.into()))
 }
 
 fn answer<T>(reply: &SyncSender<T>, value: T) {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::source::{ArmError, Event, Source, Wd};
 use super::walk::{self, Directory, End, Glance};
-use super::{Coverage, Hint, How, Interest, Options, Stats};
+use super::{Coverage, Hint, How, Interest, Options, Sink, Stats, Touch, Touched};
 use crate::resource::ResourceId;
 
 /// Time between looks where watches could not be had.
@@ -44,6 +44,9 @@ struct Spine {
     /// What it holds: watches with the name looked up in them; `None` for the directory that it ends at.
     holds: HashSet<(Wd, Option<OsString>)>,
     targets: HashMap<OsString, Target>,
+    /// The directory that it led to at the last walk, to look at a touched name through. Kept open only on the mount of the
+    /// root: an open descriptor would keep any other mount from being unmounted.
+    directory: Option<Directory>,
     how: How,
     poll: Option<(Instant, Duration)>,
 }
@@ -76,19 +79,26 @@ impl Watch {
 /// What a batch of events asks for.
 #[derive(Debug, Default)]
 struct Batch {
-    /// Resources to look at at once: no watch has to change first.
-    look: BTreeSet<ResourceId>,
+    /// Names that something happened to, and whether they may be another inode now.
+    touched: BTreeMap<(SpineId, OsString), Inode>,
     /// Spines whose way may have changed.
     rebuild: BTreeSet<SpineId>,
-    /// Targets that may be another inode now.
-    recheck: BTreeMap<SpineId, BTreeSet<OsString>>,
     overflowed: bool,
+}
+
+/// Whether a name still means the inode that it meant at the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Inode {
+    Same,
+    PerhapsAnother,
 }
 
 /// Everything that is watched.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    /// Id of the mount that the root is on, if the kernel tells.
+    root_mount: Option<u64>,
     source: Source,
     spines: BTreeMap<SpineId, Spine>,
     by_parent: HashMap<PathBuf, SpineId>,
@@ -102,6 +112,7 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn new(root: OwnedFd, options: Options) -> Self {
         Self {
+            root_mount: walk::mount_of(&root),
             root,
             source: Source::open(options.max_watches),
             spines: BTreeMap::new(),
@@ -164,8 +175,9 @@ impl Tree {
         }
     }
 
-    /// Reads one batch of events and passes on where to look. Returns how many events there were.
-    pub(super) fn read(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) -> Result<u64, Errno> {
+    /// Reads one batch of events: what they touched goes to the sink at once, and what that leaves open is hinted. Returns how
+    /// many events there were.
+    pub(super) fn read(&mut self, now: Instant, sink: &mut dyn Sink) -> Result<u64, Errno> {
         let mut batch = Batch::default();
         let Self { source, spines, watches, .. } = self;
         let mut ignored = Vec::new();
@@ -184,37 +196,76 @@ impl Tree {
             self.n_overflows += 1;
             tracing::warn!(n_overflows = self.n_overflows, "the kernel's event queue overflowed; looking everywhere");
             self.rebuild_all(now);
-            emit(Hint::Everything { why: "the kernel's event queue overflowed" });
+            sink.hint(Hint::Everything { why: "the kernel's event queue overflowed" });
             return Ok(n_events);
         }
-        if !batch.look.is_empty() {
-            emit(Hint::Look(batch.look));
-        }
+        // Whatever came by a way that may no longer be the way is looked at by the new one, below.
+        batch.touched.retain(|(id, _), _| !batch.rebuild.contains(id));
         let mut look = BTreeSet::new();
+        for (id, name) in batch.touched.keys() {
+            self.touch(*id, name, sink, &mut look);
+        }
+        // Told before anything else is done: the looks below take longer than these.
+        if !look.is_empty() {
+            sink.hint(Hint::Look(std::mem::take(&mut look)));
+        }
         for id in &batch.rebuild {
             self.rebuild(*id, now);
-            look.extend(self.resources(*id));
+            for name in self.names(*id) {
+                self.touch(*id, &name, sink, &mut look);
+            }
         }
-        for (id, names) in batch.recheck {
-            if !batch.rebuild.contains(&id) {
-                look.extend(self.recheck(id, &names, now));
+        for ((id, name), _) in batch.touched.into_iter().filter(|(_, inode)| *inode == Inode::PerhapsAnother) {
+            // A change between the event and the arming of a new mark would have gone unnoticed.
+            if !self.recheck(id, &name, now).is_empty() {
+                self.touch(id, &name, sink, &mut look);
             }
         }
         if !look.is_empty() {
-            emit(Hint::Look(look));
+            sink.hint(Hint::Look(look));
         }
         Ok(n_events)
     }
 
+    /// Shows a name to the sink; adds its resources to `look` when the sink leaves it open.
+    fn touch(&self, id: SpineId, name: &OsStr, sink: &mut dyn Sink, look: &mut BTreeSet<ResourceId>) {
+        let Some(spine) = self.spines.get(&id) else { return };
+        let Some(target) = spine.targets.get(name) else { return };
+        let opened;
+        let directory = match &spine.directory {
+            Some(directory) => Some(directory),
+            None => {
+                opened = walk::open(&self.root, walk::components(&spine.parent).unwrap_or_default());
+                opened.as_ref()
+            }
+        };
+        let touched = directory.map(|directory| {
+            sink.touched(&Touch {
+                directory: directory.as_fd(),
+                mount: directory.mount(),
+                name,
+                resources: &target.resources,
+            })
+        });
+        match touched {
+            Some(Touched::Settled) => {}
+            Some(Touched::Look) | None => look.extend(target.resources.iter().cloned()),
+        }
+    }
+
+    fn names(&self, id: SpineId) -> Vec<OsString> {
+        self.spines.get(&id).map(|spine| spine.targets.keys().cloned().collect()).unwrap_or_default()
+    }
+
     /// Walks every spine again, as after mounts changed, and passes on what is another thing than before. Mounts come and
     /// go with every service that has credentials, so this must not mean "look at everything".
-    pub(super) fn compare_all(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) {
+    pub(super) fn compare_all(&mut self, now: Instant, sink: &mut dyn Sink) {
         let ids: Vec<SpineId> = self.spines.keys().copied().collect();
-        self.compare(&ids, now, emit);
+        self.compare(&ids, now, sink);
     }
 
     /// Looks at the polled spines that are due.
-    pub(super) fn poll(&mut self, now: Instant, emit: &mut dyn FnMut(Hint)) {
+    pub(super) fn poll(&mut self, now: Instant, sink: &mut dyn Sink) {
         let due: Vec<SpineId> = self
             .spines
             .iter()
@@ -223,7 +274,7 @@ impl Tree {
             .collect();
         if !due.is_empty() {
             self.source.reopen();
-            self.compare(&due, now, emit);
+            self.compare(&due, now, sink);
         }
     }
 
@@ -266,7 +317,14 @@ impl Tree {
         let id = self.next_id;
         self.next_id += 1;
         self.by_parent.insert(parent.clone(), id);
-        let spine = Spine { parent, holds: HashSet::new(), targets: HashMap::new(), how: How::Watched, poll: None };
+        let spine = Spine {
+            parent,
+            holds: HashSet::new(),
+            targets: HashMap::new(),
+            directory: None,
+            how: How::Watched,
+            poll: None,
+        };
         self.spines.insert(id, spine);
         id
     }
@@ -297,7 +355,7 @@ impl Tree {
     }
 
     /// Walks spines again and passes on the targets that differ from the last look.
-    fn compare(&mut self, ids: &[SpineId], now: Instant, emit: &mut dyn FnMut(Hint)) {
+    fn compare(&mut self, ids: &[SpineId], now: Instant, sink: &mut dyn Sink) {
         let mut look = BTreeSet::new();
         for id in ids {
             let before: HashSet<(Wd, Option<OsString>)> =
@@ -310,23 +368,30 @@ impl Tree {
             }
         }
         if !look.is_empty() {
-            emit(Hint::Look(look));
+            sink.hint(Hint::Look(look));
         }
     }
 
     /// Walks a spine again, arms what it needs, gives back what it no longer needs, and looks at its targets. Returns the
     /// resources of those that differ from the last look.
     fn rebuild(&mut self, id: SpineId, now: Instant) -> BTreeSet<ResourceId> {
-        let Some(spine) = self.spines.get(&id) else { return BTreeSet::new() };
-        let names: Vec<OsString> = spine.targets.keys().cloned().collect();
+        let names = self.names(id);
         self.look(id, &names, now).differing
     }
 
-    /// Looks again at single targets. Returns the resources of those that had to be armed anew: a change between the event
-    /// and the arming would have gone unnoticed.
-    fn recheck(&mut self, id: SpineId, names: &BTreeSet<OsString>, now: Instant) -> BTreeSet<ResourceId> {
-        let names: Vec<OsString> = names.iter().cloned().collect();
-        self.look(id, &names, now).armed
+    /// Looks again at one name. Returns its resources when it had to be armed anew.
+    fn recheck(&mut self, id: SpineId, name: &OsStr, now: Instant) -> BTreeSet<ResourceId> {
+        let Some(spine) = self.spines.get(&id) else { return BTreeSet::new() };
+        let Some(directory) = &spine.directory else { return self.look(id, &[name.to_owned()], now).armed };
+        // The way here has not changed, or the whole spine would be walked again.
+        let (seen, armed) = walk::glance(directory, name, &mut self.source);
+        let mut looked = Looked::default();
+        match armed {
+            Some(Err(_)) => return self.look(id, &[name.to_owned()], now).armed,
+            Some(Ok(wd)) => self.seen(id, name, seen, Some(wd), &mut looked),
+            None => self.seen(id, name, seen, None, &mut looked),
+        }
+        looked.armed
     }
 
     fn look(&mut self, id: SpineId, names: &[OsString], now: Instant) -> Looked {
@@ -334,7 +399,7 @@ impl Tree {
         let Some(parent) = self.spines.get(&id).map(|spine| spine.parent.clone()) else { return looked };
         // Only validated paths become spines, so there always are components.
         let components = walk::components(&parent).unwrap_or_default();
-        let mut walk = walk::walk(&self.root, components, &mut self.source);
+        let mut walk = walk::walk(&self.root, components, Some(&mut self.source));
         let mut holds: HashSet<(Wd, Option<OsString>)> =
             walk.steps.into_iter().map(|(wd, name)| (wd, Some(name))).collect();
         if let End::Directory(Directory { wd: Some(wd), .. }) = &walk.end {
@@ -358,6 +423,12 @@ impl Tree {
             self.seen(id, name, seen, mark, &mut looked);
         }
         self.cover(id, walk.failed, walk.silent, now);
+        if let Some(spine) = self.spines.get_mut(&id) {
+            spine.directory = match walk.end {
+                End::Directory(directory) if Some(directory.mount()) == self.root_mount => Some(directory),
+                End::Directory(_) | End::Missing | End::Unreadable(_) => None,
+            };
+        }
         looked
     }
 
@@ -480,29 +551,27 @@ fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<S
     }
     let Some(watch) = watches.get(&event.wd) else { return };
     let changes_structure = event.flags.intersects(STRUCTURE);
-    let target = |id: SpineId, name: &OsStr| spines.get(&id).and_then(|spine| spine.targets.get(name));
     if event.flags.intersects(GONE) {
         batch.rebuild.extend(watch.ends.iter().chain(watch.steps.values().flatten()));
     }
+    let inode = if changes_structure || event.flags.intersects(GONE) { Inode::PerhapsAnother } else { Inode::Same };
+    let mut touched = |id: SpineId, name: &OsStr| {
+        if spines.get(&id).is_some_and(|spine| spine.targets.contains_key(name)) {
+            let known = batch.touched.entry((id, name.to_owned())).or_insert(inode);
+            *known = inode.max(*known);
+        }
+    };
     if event.name.is_empty() {
         for (id, name) in &watch.marks {
-            batch.look.extend(target(*id, name).into_iter().flat_map(|target| target.resources.iter().cloned()));
-            if changes_structure || event.flags.intersects(GONE) {
-                batch.recheck.entry(*id).or_default().insert(name.clone());
-            }
+            touched(*id, name);
         }
         return;
     }
     let name = OsStr::from_bytes(event.name);
+    for id in &watch.ends {
+        touched(*id, name);
+    }
     if changes_structure && let Some(ids) = watch.steps.get(name) {
         batch.rebuild.extend(ids);
-    }
-    for id in &watch.ends {
-        if let Some(target) = target(*id, name) {
-            batch.look.extend(target.resources.iter().cloned());
-            if changes_structure {
-                batch.recheck.entry(*id).or_default().insert(name.to_owned());
-            }
-        }
     }
 }

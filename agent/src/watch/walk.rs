@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 use std::rc::Rc;
@@ -22,6 +22,11 @@ const MAX_HOPS: u32 = 40;
 /// Opens a directory to be the root of all walks.
 pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Id of the mount that a directory is on.
+pub(super) fn mount_of(directory: &OwnedFd) -> Option<u64> {
+    statx(directory, "", AtFlags::EMPTY_PATH, WANTED).map(|stat| stat.stx_mnt_id).ok()
 }
 
 /// The names of an absolute, normalised path; `None` for any other.
@@ -53,6 +58,18 @@ pub(super) struct Directory {
     pub(super) wd: Option<Wd>,
 }
 
+impl Directory {
+    /// An `O_PATH` descriptor of it.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.open.fd.as_fd()
+    }
+
+    /// Id of the mount that it is on.
+    pub(super) fn mount(&self) -> u64 {
+        self.open.mount
+    }
+}
+
 /// How a walk ended.
 #[derive(Debug)]
 pub(super) enum End {
@@ -77,8 +94,16 @@ pub(super) struct Walk {
     pub(super) silent: Option<&'static str>,
 }
 
-/// Walks to the directory `names`, beneath `root`.
-pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, source: &mut Source) -> Walk {
+/// Walks to the directory `names`, beneath `root`, and opens it without arming anything.
+pub(super) fn open(root: &OwnedFd, names: VecDeque<OsString>) -> Option<Directory> {
+    match walk(root, names, None).end {
+        End::Directory(directory) => Some(directory),
+        End::Missing | End::Unreadable(_) => None,
+    }
+}
+
+/// Walks to the directory `names`, beneath `root`, and arms the way with `source`.
+pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, mut source: Option<&mut Source>) -> Walk {
     let mut walk = Walk { steps: Vec::new(), end: End::Missing, failed: None, silent: None };
     let top = match root.try_clone().map(|fd| statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map(|stat| (fd, stat))) {
         Ok(Ok((fd, stat))) => Rc::new(Open { fd, mount: stat.stx_mnt_id }),
@@ -94,7 +119,7 @@ pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, source: &mut S
     loop {
         let Some(here) = way.last().map(Rc::clone) else { return walk };
         let Some(name) = names.pop_front() else {
-            let wd = arm(source, &here, &mut walk.failed);
+            let wd = source.and_then(|source| arm(source, &here, &mut walk.failed));
             walk.silent = silence(&here.fd);
             walk.end = End::Directory(Directory { open: here, wd });
             return walk;
@@ -105,7 +130,7 @@ pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, source: &mut S
             }
             continue;
         }
-        if let Some(wd) = arm(source, &here, &mut walk.failed) {
+        if let Some(wd) = source.as_deref_mut().and_then(|source| arm(source, &here, &mut walk.failed)) {
             walk.steps.push((wd, name.clone()));
         }
         match step(&here.fd, &name) {
