@@ -295,7 +295,9 @@ fn check_churn(seed: u64) {
                     waiting.take()
                 };
                 match hint {
-                    Some(Hint::Look(ids)) => known.extend(ids.into_iter().map(|id| (id.name.clone(), look(&id.name)))),
+                    Some(Hint::Look(ids)) => {
+                        known.extend(ids.into_iter().map(|id| (id.name.to_string(), look(&id.name))))
+                    }
                     Some(Hint::Everything { .. }) => {
                         known.extend(paths.iter().map(|path| (path.clone(), look(path))));
                     }

@@ -137,7 +137,7 @@ fn resource(kind: Kind, name: &str, desired: Desired) -> Resource {
         description: None,
         owner: None,
         tags: Vec::new(),
-        source: SourceLocation { file: "policy.toml".to_owned(), line: 3, column: 1 },
+        source: SourceLocation { file: "policy.toml".into(), line: 3, column: 1 },
     }
 }
 

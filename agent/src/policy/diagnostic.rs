@@ -17,7 +17,7 @@ const NEAR_LINES: u32 = 20;
 
 /// One file of the policy, with an index of its lines.
 pub(super) struct Source {
-    path: String,
+    path: Arc<str>,
     text: String,
     line_starts: Vec<usize>,
 }
@@ -34,7 +34,7 @@ impl Source {
         let line_starts = std::iter::once(0)
             .chain(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
             .collect();
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), line_starts })
+        Arc::new(Self { path: path.into(), text: text.to_owned(), line_starts })
     }
 
     pub(super) fn path(&self) -> &str {
@@ -94,7 +94,7 @@ impl Place {
     /// File, line and column.
     pub fn location(&self) -> SourceLocation {
         let (line, column) = self.source.line_and_column(self.range.start);
-        SourceLocation { file: self.source.path.clone(), line, column }
+        SourceLocation { file: Arc::clone(&self.source.path), line, column }
     }
 
     fn end(&self) -> (u32, u32) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The closed set of resource kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,17 +49,19 @@ impl fmt::Display for Kind {
 }
 
 /// Names one resource, printed `kind[name]`, such as `file[/etc/ssh/sshd_config]`.
+///
+/// Cheap to clone: every table of a policy of 100,000 resources shares the one spelling of each name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceId {
     /// What kind of thing it is.
     pub kind: Kind,
     /// Its name as the policy writes it; for a service without the `.service` suffix.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ResourceId {
     /// Names a resource.
-    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
+    pub fn new(kind: Kind, name: impl Into<Arc<str>>) -> Self {
         Self { kind, name: name.into() }
     }
 }

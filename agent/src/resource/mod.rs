@@ -3,6 +3,8 @@
 //! Each kind has a `Desired` (from the policy), an `Observed` (from the host), a pure `diff` between the two,
 //! and an `apply` that carries out one step. Nothing here decides order, retries or alerts: that is [`crate::converge`].
 
+use std::sync::Arc;
+
 pub mod directory;
 pub mod file;
 pub mod group;
@@ -78,8 +80,8 @@ pub enum Notify {
 /// Where in the policy something was declared. Lines and columns count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SourceLocation {
-    /// Path inside the policy, such as `modules/base.toml`.
-    pub file: String,
+    /// Path inside the policy, such as `modules/base.toml`; one text for all that it declares.
+    pub file: Arc<str>,
     /// Line.
     pub line: u32,
     /// Column, in characters.

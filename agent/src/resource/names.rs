@@ -1,7 +1,8 @@
 //! Validated names: each is checked once, where it enters, and trusted afterwards.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 /// A name that is not allowed, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,12 +21,25 @@ fn invalid(what: &'static str, text: &str, why: &'static str) -> InvalidName {
 }
 
 /// An absolute, normalised path on the managed host: no `.`, no `..`, no empty component, no trailing slash, no NUL.
+///
+/// Cheap to clone, and without a copy of its own where it is the name of a resource: see [`AbsPath::from_shared`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AbsPath(PathBuf);
+pub struct AbsPath(Arc<str>);
 
 impl AbsPath {
     /// Validates a path.
     pub fn new(text: &str) -> Result<Self, InvalidName> {
+        Self::check(text)?;
+        Ok(Self(text.into()))
+    }
+
+    /// Validates a path and shares its text with whoever else holds it.
+    pub fn from_shared(text: &Arc<str>) -> Result<Self, InvalidName> {
+        Self::check(text)?;
+        Ok(Self(Arc::clone(text)))
+    }
+
+    fn check(text: &str) -> Result<(), InvalidName> {
         let what = "path";
         let rest = text.strip_prefix('/').ok_or_else(|| invalid(what, text, "it must be absolute"))?;
         if text.contains('\0') {
@@ -50,28 +64,33 @@ impl AbsPath {
                 }
             }
         }
-        Ok(Self(PathBuf::from(text)))
+        Ok(())
     }
 
     /// The path as the host spells it.
     pub fn as_path(&self) -> &Path {
-        &self.0
+        Path::new(&*self.0)
     }
 
     /// The containing directory; `None` for `/`.
     pub fn parent(&self) -> Option<AbsPath> {
-        self.0.parent().map(|p| Self(p.to_path_buf()))
+        let (parent, name) = self.0.rsplit_once('/')?;
+        match (parent, name) {
+            ("", "") => None,
+            ("", _) => Some(Self("/".into())),
+            (parent, _) => Some(Self(parent.into())),
+        }
     }
 
     /// A child of this directory.
     pub fn join(&self, name: &str) -> Result<Self, InvalidName> {
-        if self.0 == Path::new("/") { Self::new(&format!("/{name}")) } else { Self::new(&format!("{self}/{name}")) }
+        if &*self.0 == "/" { Self::new(&format!("/{name}")) } else { Self::new(&format!("{self}/{name}")) }
     }
 }
 
 impl fmt::Display for AbsPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.display().fmt(f)
+        self.0.fmt(f)
     }
 }
 
@@ -225,5 +244,30 @@ impl fmt::Display for Principal {
             Self::Id(id) => id.fmt(f),
             Self::Name(name) => name.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_of_paths() {
+        let check = |path: &str, parent: Option<&str>| {
+            let found = AbsPath::new(path).unwrap().parent();
+            assert_eq!(found.as_ref().map(AbsPath::as_path), parent.map(Path::new), "{path}");
+        };
+        check("/", None);
+        check("/etc", Some("/"));
+        check("/etc/ssh", Some("/etc"));
+        check("/etc/ssh/sshd_config", Some("/etc/ssh"));
+    }
+
+    #[test]
+    fn the_path_of_a_resource_is_its_name_and_no_copy() {
+        let name: Arc<str> = "/etc/motd".into();
+        let path = AbsPath::from_shared(&name).unwrap();
+        assert!(Arc::ptr_eq(&name, &path.0));
+        assert!(AbsPath::from_shared(&"etc/motd".into()).is_err());
     }
 }

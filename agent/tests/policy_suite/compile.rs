@@ -93,7 +93,7 @@ fn every_attribute_arrives() {
     assert_eq!(file.on_drift, OnDrift::Reimage);
     assert_eq!((file.description.as_deref(), file.owner.as_deref()), (Some("d"), None));
     assert_eq!(file.tags, ["t"]);
-    assert_eq!((file.source.file.as_str(), file.source.line, file.source.column), ("policy.toml", 9, 7));
+    assert_eq!((&*file.source.file, file.source.line, file.source.column), ("policy.toml", 9, 7));
     let user = compiled.state.get(&"user[deploy]".parse().unwrap()).unwrap();
     assert_eq!(user.owner.as_deref(), Some("ops"));
 }

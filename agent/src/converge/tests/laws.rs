@@ -57,7 +57,7 @@ fn policy() -> impl Strategy<Value = Vec<Resource>> {
                 let notify = if restart { Notify::Restart } else { Notify::Reload };
                 resource = resource.notifies(notify, UNITS[unit]);
             }
-            let parent = Path::new(&resource.id.name).parent().unwrap().display().to_string();
+            let parent = Path::new(&*resource.id.name).parent().unwrap().display().to_string();
             let parent = ResourceId::new(Kind::Directory, parent);
             if resources.iter().any(|r| r.id == parent) {
                 resource.requires.push(parent);

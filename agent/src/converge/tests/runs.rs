@@ -90,7 +90,7 @@ fn what_policy_leaves_alone_is_reported_and_blocks_nothing() {
 fn what_is_held_is_reported() {
     let mut world = World::new();
     let desired = desired(vec![a_file("/a", "x"), a_file("/b", "x")]);
-    let hold = |id: &ResourceId| (id.name == "/a").then(|| "paused until 14:00 by ops".to_owned());
+    let hold = |id: &ResourceId| (&*id.name == "/a").then(|| "paused until 14:00 by ops".to_owned());
     let report = world.converge_with(&Request { hold: &hold, ..request(&desired, &[]) });
     assert_eq!(outcomes(&report), ["reported file[/a]", "changed file[/b]"]);
     assert!(matches!(&report.resources[0].outcome, Outcome::Reported { why, .. } if why.starts_with("paused")));

@@ -246,7 +246,7 @@ fn duplicates(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         let id = &declaration.id;
         let first = graph.find(id).filter(|first| *first != i);
         let is_path = matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink);
-        let other = if is_path { graph.paths.get(id.name.as_str()).copied().filter(|first| *first != i) } else { None };
+        let other = if is_path { graph.paths.get(&*id.name).copied().filter(|first| *first != i) } else { None };
         let diagnostic = if first.is_some() {
             Diagnostic::error("duplicate", format!("`{id}` is declared twice"))
                 .hint("keep one of the two, or give them conditions (`when`) that exclude each other")
@@ -273,7 +273,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             Kind::File | Kind::Directory | Kind::Symlink | Kind::Package | Kind::Service => continue,
         };
         let Some((number, place)) = declaration.fields.id(key) else { continue };
-        let is_root = declaration.id.name == "root";
+        let is_root = &*declaration.id.name == "root";
         if (number == 0) != is_root {
             let title = if is_root {
                 format!("`{}` has the {key} 0 and no other", declaration.id)
@@ -308,7 +308,7 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         if !matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink) {
             continue;
         }
-        if id.name == "/" && (id.kind != Kind::Directory || graph.is_absent(i)) {
+        if &*id.name == "/" && (id.kind != Kind::Directory || graph.is_absent(i)) {
             out.push(
                 Diagnostic::error("protected", "`/` is a directory and stays one").at(declaration.name.clone(), ""),
             );
@@ -364,7 +364,7 @@ fn references(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             let diagnostic = Diagnostic::error("reference", format!("`{id}` is not declared")).at(place.clone(), "");
             let best = if graph.len() <= MAX_SUGGESTIONS {
                 let names = graph.active().map(|(_, other)| &other.id).filter(|other| other.kind == id.kind);
-                closest(&id.name, names.map(|other| other.name.as_str()))
+                closest(&id.name, names.map(|other| &*other.name))
             } else {
                 None
             };
@@ -463,7 +463,7 @@ fn account_exists<'n>(
     }
     let missing = |diagnostic: Diagnostic, known: Option<&BTreeSet<String>>| {
         let declared = graph.active().map(|(_, other)| &other.id).filter(|other| other.kind == kind);
-        let names = declared.map(|other| other.name.as_str()).chain(known.into_iter().flatten().map(String::as_str));
+        let names = declared.map(|other| &*other.name).chain(known.into_iter().flatten().map(String::as_str));
         let best = if graph.len() <= MAX_SUGGESTIONS { closest(name, names) } else { None };
         let diagnostic = diagnostic.at(place.clone(), "");
         match best {
@@ -511,7 +511,7 @@ fn protected_account(
     out: &mut Diagnostics,
 ) {
     let id = &declaration.id;
-    if graph.is_absent(i) && IRREMOVABLE_ACCOUNTS.contains(&id.name.as_str()) {
+    if graph.is_absent(i) && IRREMOVABLE_ACCOUNTS.contains(&&*id.name) {
         let title = format!("`{id}` belongs to the system and cannot be removed");
         out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint("remove this resource"));
         return;
@@ -523,11 +523,11 @@ fn protected_account(
     let minimum = graph.host.map_or(DEFAULT_MIN, |host| if key == "uid" { host.uid_min } else { host.gid_min });
     let (title, place) = match number {
         // Zero is refused for another reason already.
-        Some((0, _)) if id.name != "root" => return,
+        Some((0, _)) if &*id.name != "root" => return,
         Some((number, place)) if number < minimum => {
             (format!("`{id}` has the {key} {number}, which is below {minimum}, the first of people's"), place)
         }
-        Some(_) | None if SYSTEM_ACCOUNTS.contains(&id.name.as_str()) || id.name.starts_with("systemd-") => {
+        Some(_) | None if SYSTEM_ACCOUNTS.contains(&&*id.name) || id.name.starts_with("systemd-") => {
             (format!("`{id}` is an account of the system"), declaration.name.clone())
         }
         Some(_) | None => return,
@@ -543,7 +543,7 @@ fn protected_package(graph: &Graph<'_, '_>, declaration: &Declaration<'_>, out: 
     } else if ESSENTIAL_PACKAGES.contains(&name)
         || graph
             .host
-            .is_some_and(|host| host.essential_packages.contains(name) || host.essential_packages.contains(&id.name))
+            .is_some_and(|host| host.essential_packages.contains(name) || host.essential_packages.contains(&*id.name))
     {
         format!("`{id}` is essential to the host and cannot be removed")
     } else {
@@ -553,7 +553,7 @@ fn protected_package(graph: &Graph<'_, '_>, declaration: &Declaration<'_>, out: 
 }
 
 fn protected_service(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
-    let name = declaration.id.name.as_str();
+    let name = &*declaration.id.name;
     let is_ours = name.strip_prefix(AGENT).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.', '@']));
     if !is_ours || name.starts_with("rekindle-hub") {
         return;

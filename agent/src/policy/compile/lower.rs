@@ -139,7 +139,7 @@ impl<'v> Reader<'_, 'v> {
 
     /// The resource's own name as a path. It was checked when it was declared.
     fn path(&mut self) -> Option<AbsPath> {
-        AbsPath::new(&self.id.name).ok()
+        AbsPath::from_shared(&self.id.name).ok()
     }
 
     fn path_in(&mut self, name: &str) -> Result<Option<AbsPath>, Reported> {

@@ -159,7 +159,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
 
 fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<(&Principal, &Principal)>, builder: &mut Builder) {
     let Some(declaration) = graph.declaration(i) else { return };
-    let name = declaration.id.name.as_str();
+    let name = &*declaration.id.name;
     if let Some(parent) = graph.nearest_ancestor(name) {
         let is_directory = graph.declaration(parent).is_some_and(|parent| parent.id.kind == Kind::Directory);
         if is_directory && graph.is_absent(parent) {
