@@ -208,10 +208,12 @@ pub struct HealthSettings {
     pub give_up_attempts: u32,
     /// Time before giving up; default 15 min. Both must have passed.
     pub give_up_after: Duration,
-    /// Repairs of one resource within `flapping_within` that count as flapping; default 5.
+    /// Repairs of one resource within `flapping_within` beyond which it is contested; default 60. Never 0.
     pub flapping_repairs: u32,
-    /// See `flapping_repairs`; default 10 min.
+    /// See `flapping_repairs`; default 1 min.
     pub flapping_within: Duration,
+    /// How long a resource may be contested before the host counts as flapping; default 15 min.
+    pub flapping_for: Duration,
     /// After a withdrawn or denied request, not to ask again before; default 1 h.
     pub cool_down: Duration,
 }
@@ -223,8 +225,11 @@ impl Default for HealthSettings {
             retry_max: Duration::from_secs(5 * 60),
             give_up_attempts: 5,
             give_up_after: Duration::from_secs(15 * 60),
-            flapping_repairs: 5,
-            flapping_within: Duration::from_secs(10 * 60),
+            // One repair a second costs next to nothing, while every second of back-off leaves drift in place: somebody who
+            // edits a file ten times must not win the eleventh.
+            flapping_repairs: 60,
+            flapping_within: Duration::from_secs(60),
+            flapping_for: Duration::from_secs(15 * 60),
             cool_down: Duration::from_secs(60 * 60),
         }
     }

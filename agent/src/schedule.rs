@@ -4,6 +4,11 @@
 //! - Everything is looked at once in a while, whatever the hints say; hosts are spread by chance.
 //! - What failed is tried again with exponential back-off and jitter; what it blocked is tried with it.
 //! - A resource that somebody keeps changing is put back ever more rarely, down to once a minute, and never given up.
+//! - When there are too many repairs of all resources together, one pass over everything at a time takes the place of a run
+//!   for each hint, until it is calm.
+
+mod contest;
+mod fights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,22 +18,18 @@ use crate::converge::{Cause, Outcome, ResourceReport, RunReport, Scope};
 use crate::resource::ResourceId;
 use crate::watch::Hint;
 
-/// Repairs of one resource that are free in a minute. Who tolerates more flapping in the settings tolerates more repairs.
-/// One a second costs next to nothing, while every second of back-off leaves drift in place: somebody who edits a file ten
-/// times must not win the eleventh.
-const FREE_REPAIRS: u32 = 60;
-
-/// Time in which all free repairs come back.
-const REFILL: Duration = Duration::from_secs(60);
-
-/// Longest time between two repairs of a contested resource.
-const MAX_SPACING: Duration = Duration::from_secs(60);
+pub use contest::{Contest, Displaced, short_digest};
+pub use fights::Contested;
+use fights::{Counts, Fights};
 
 /// Longest time from a hint to the next attempt at a failing resource.
 const HINTED_RETRY: Duration = Duration::from_secs(15);
 
 /// Longest time that a hinted full run is put off because the last one took long.
 const MAX_REST: Duration = Duration::from_secs(1);
+
+/// Shortest and longest time between two passes over everything during a storm; in between, four times what the last took.
+const STORM_REST: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +56,6 @@ pub struct Schedule {
     settle_max: Duration,
     retry_first: Duration,
     retry_max: Duration,
-    free_repairs: u32,
     rng: Rng,
     running: Option<Scope>,
     everything: Option<&'static str>,
@@ -64,7 +64,7 @@ pub struct Schedule {
     dirty: BTreeMap<ResourceId, Dirty>,
     retries: BTreeMap<ResourceId, Retry>,
     blocked: BTreeMap<ResourceId, ResourceId>,
-    fights: BTreeMap<ResourceId, Fight>,
+    fights: Fights,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,27 +79,16 @@ struct Retry {
     at: Instant,
 }
 
-/// A leaky bucket of repairs.
-#[derive(Debug, Clone, Copy)]
-struct Fight {
-    used: u32,
-    refilled: Instant,
-    spacing: Duration,
-    repaired: Instant,
-    held_until: Option<Instant>,
-}
-
 impl Schedule {
     /// A schedule that begins with a full run. Equal seeds give equal schedules.
     pub fn new(settings: &Settings, seed: u64, now: Instant) -> Self {
-        let HealthSettings { retry_first, retry_max, flapping_repairs, .. } = settings.health;
+        let HealthSettings { retry_first, retry_max, .. } = settings.health;
         Self {
             full_scan: settings.converge.full_scan,
             settle: settings.converge.settle,
             settle_max: settings.converge.settle_max,
             retry_first,
             retry_max,
-            free_repairs: flapping_repairs.max(FREE_REPAIRS),
             rng: Rng(seed),
             running: None,
             everything: Some("start"),
@@ -108,8 +97,14 @@ impl Schedule {
             dirty: BTreeMap::new(),
             retries: BTreeMap::new(),
             blocked: BTreeMap::new(),
-            fights: BTreeMap::new(),
+            fights: Fights::new(&settings.health, now),
         }
+    }
+
+    /// A new schedule under other settings, which remembers who fights over what.
+    pub fn reconfigured(self, settings: &Settings, seed: u64, now: Instant) -> Self {
+        let new = Self::new(settings, seed, now);
+        Self { fights: self.fights.with_limits_of(&new.fights), ..new }
     }
 
     /// Takes note of where to look.
@@ -126,6 +121,17 @@ impl Schedule {
         }
     }
 
+    /// Counts a repair that no run made, such as one of the guard's fast path. What it put away is told to
+    /// [`Schedule::displaced`] afterwards.
+    pub fn repaired(&mut self, resource: &ResourceId, now: Instant) {
+        self.fights.repaired(resource, Counts::ForAll, now);
+    }
+
+    /// Takes note of what the last repair of a resource put away, and of who had put it there.
+    pub fn displaced(&mut self, resource: &ResourceId, displaced: Displaced) {
+        self.fights.displaced(resource, displaced);
+    }
+
     /// When [`Schedule::next`] is to be asked again; `None` while a run is in progress.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         if self.running.is_some() { None } else { Some(self.wake_at(now)) }
@@ -135,6 +141,10 @@ impl Schedule {
     pub fn next(&mut self, now: Instant) -> Next {
         if self.running.is_some() {
             return Next::Running;
+        }
+        let is_storm = self.fights.storm(now).is_some();
+        if is_storm && self.dirty.iter().any(|(resource, dirty)| self.ready_at(resource, *dirty, now) <= now) {
+            self.everything.get_or_insert("too much drift to look at one by one");
         }
         let full = match self.everything {
             Some(why) if self.rest_until <= now => Some(why),
@@ -157,7 +167,7 @@ impl Schedule {
         let hinted: Vec<ResourceId> = self
             .dirty
             .iter()
-            .filter(|(resource, dirty)| self.ready_at(resource, **dirty, now) <= now)
+            .filter(|(resource, dirty)| !is_storm && self.ready_at(resource, **dirty, now) <= now)
             .map(|(resource, _)| resource.clone())
             .collect();
         for resource in hinted {
@@ -180,7 +190,11 @@ impl Schedule {
         // A debt is tried again through the resource that owes it.
         let mut unfinished: BTreeSet<&ResourceId> = report.debts.iter().map(|debt| &debt.because_of).collect();
         let mut mentioned = unfinished.clone();
-        for ResourceReport { resource: id, outcome, overtaken, .. } in &report.resources {
+        if report.cause == Cause::NewRevision {
+            self.fights.forget_all(now);
+        }
+        for resource in &report.resources {
+            let ResourceReport { resource: id, outcome, overtaken, .. } = resource;
             mentioned.insert(id);
             self.blocked.remove(id);
             if *overtaken {
@@ -190,7 +204,10 @@ impl Schedule {
                 Outcome::Unchanged | Outcome::Reported { .. } => {}
                 Outcome::Changed { .. } => {
                     if report.cause == Cause::Drift {
-                        self.count_repair(id, now);
+                        self.fights.repaired(id, if report.full { Counts::AsPass } else { Counts::ForAll }, now);
+                        if let Some(displaced) = Displaced::of(resource, None) {
+                            self.fights.displaced(id, displaced);
+                        }
                     }
                 }
                 Outcome::Failed { .. } | Outcome::Indeterminate { .. } => {
@@ -201,7 +218,7 @@ impl Schedule {
                 }
             }
             // Held is not forgotten: it is looked at when the hold ends, hinted or not.
-            if self.held(id, now).is_some() {
+            if self.held_until(id, now).is_some() {
                 self.dirty.entry(id.clone()).or_insert(Dirty { first: now, last: now });
             }
         }
@@ -224,7 +241,10 @@ impl Schedule {
         if report.full && !report.interrupted {
             self.forget_others(&mentioned, now);
             self.full_at = now + self.spread(self.full_scan);
-            let rest = Duration::from_micros(report.duration_us).saturating_mul(4).min(MAX_REST);
+            let rest = Duration::from_micros(report.duration_us).saturating_mul(4);
+            let (shortest, longest) =
+                if self.fights.storm(now).is_some() { STORM_REST } else { (Duration::ZERO, MAX_REST) };
+            let rest = rest.clamp(shortest, longest);
             self.rest_until = now + rest;
         }
     }
@@ -237,14 +257,29 @@ impl Schedule {
     }
 
     /// Until when a resource that somebody keeps changing is to be left as it is; `None` when it may be repaired now.
-    pub fn held(&self, resource: &ResourceId, now: Instant) -> Option<Instant> {
-        self.fights.get(resource).and_then(|fight| fight.held_until).filter(|until| *until > now)
+    pub fn held_until(&self, resource: &ResourceId, now: Instant) -> Option<Instant> {
+        self.fights.held_until(resource, now)
     }
 
-    /// Resources that somebody keeps changing, with the time between two repairs.
-    pub fn contested(&self, now: Instant) -> impl Iterator<Item = (&ResourceId, Duration)> {
-        let contested = move |fight: &Fight| !fight.spacing.is_zero() && !fight.is_over(now);
-        self.fights.iter().filter(move |(_, fight)| contested(fight)).map(|(id, fight)| (id, fight.spacing))
+    /// All resources that are to be left as they are, and until when: what the guard is told.
+    pub fn held(&self, now: Instant) -> impl Iterator<Item = (&ResourceId, Instant)> {
+        self.fights.held(now)
+    }
+
+    /// Resources that somebody keeps changing.
+    pub fn contested(&self, now: Instant) -> impl Iterator<Item = Contested<'_>> {
+        self.fights.contested(now)
+    }
+
+    /// Since when there is so much to repair that everything is looked at in single passes; `None` when it is calm.
+    pub fn storm(&self, now: Instant) -> Option<Instant> {
+        self.fights.storm(now)
+    }
+
+    /// When [`Schedule::contested`] or [`Schedule::storm`] are to be asked again although nothing happens: a fight or a storm
+    /// is over then, or a fight has gone on for as long as health tolerates.
+    pub fn fights_change_at(&self, now: Instant) -> Option<Instant> {
+        self.fights.change_at(now)
     }
 
     /// When a hinted resource is to be looked at: at once unless settling is configured, not while it is held, and after a
@@ -253,11 +288,15 @@ impl Schedule {
     fn ready_at(&self, resource: &ResourceId, dirty: Dirty, now: Instant) -> Instant {
         let settled = (dirty.last + self.settle).min(dirty.first + self.settle_max.max(self.settle));
         let retry = self.retries.get(resource).map(|retry| retry.at.min(dirty.first + HINTED_RETRY));
-        self.held(resource, now).into_iter().chain(retry).fold(settled, Instant::max)
+        self.held_until(resource, now).into_iter().chain(retry).fold(settled, Instant::max)
     }
 
     fn wake_at(&self, now: Instant) -> Instant {
-        let hinted = self.dirty.iter().map(|(resource, dirty)| self.ready_at(resource, *dirty, now));
+        let pass = self.fights.storm(now).map(|_| self.rest_until);
+        let hinted = self.dirty.iter().map(|(resource, dirty)| {
+            let ready = self.ready_at(resource, *dirty, now);
+            pass.map_or(ready, |pass| ready.max(pass))
+        });
         let retries = self.retries.values().map(|retry| retry.at);
         let rest = self.everything.map(|_| self.rest_until);
         hinted.chain(retries).chain(rest).fold(self.full_at, Instant::min)
@@ -307,55 +346,16 @@ impl Schedule {
         self.retries.insert(id.clone(), Retry { attempts, at });
     }
 
-    fn count_repair(&mut self, id: &ResourceId, now: Instant) {
-        let fight = self.fights.entry(id.clone()).or_insert(Fight {
-            used: 0,
-            refilled: now,
-            spacing: Duration::ZERO,
-            repaired: now,
-            held_until: None,
-        });
-        if fight.is_over(now) {
-            fight.spacing = Duration::ZERO;
-        }
-        fight.refill(REFILL / self.free_repairs, now);
-        fight.repaired = now;
-        fight.used = fight.used.saturating_add(1);
-        let is_contested = !fight.spacing.is_zero();
-        fight.held_until = (is_contested || fight.used >= self.free_repairs).then(|| {
-            fight.spacing = (fight.spacing * 2).clamp(Duration::from_secs(1), MAX_SPACING);
-            now + fight.spacing
-        });
-    }
-
     /// After a full run, what it did not name is no longer declared.
     fn forget_others(&mut self, known: &BTreeSet<&ResourceId>, now: Instant) {
         self.retries.retain(|id, _| known.contains(id));
         self.blocked.retain(|id, _| known.contains(id));
-        self.fights.retain(|id, fight| known.contains(id) && !fight.is_over(now));
+        self.fights.forget_others(known, now);
     }
 
     /// A duration, a tenth more or less.
     fn spread(&mut self, duration: Duration) -> Duration {
         duration - duration / 10 + self.rng.up_to(duration / 5)
-    }
-}
-
-impl Fight {
-    fn refill(&mut self, each: Duration, now: Instant) {
-        while self.used > 0 && now.saturating_duration_since(self.refilled) >= each {
-            self.used -= 1;
-            self.refilled += each;
-        }
-        if self.used == 0 {
-            self.refilled = now;
-        }
-    }
-
-    /// Whether nobody has changed it for a while after it could be repaired again.
-    fn is_over(&self, now: Instant) -> bool {
-        let calm = (self.spacing * 4).max(Duration::from_secs(60));
-        now.saturating_duration_since(self.repaired) >= calm
     }
 }
 

@@ -102,7 +102,7 @@ pub struct AlertResource {
     pub resource: ResourceId,
     /// `intentional` or `corrective`.
     pub cause: String,
-    /// The word for its outcome: `changed`, `failed`, `reported`, `skipped`, `indeterminate`.
+    /// The word for its outcome: `changed`, `failed`, `reported`, `skipped`, `indeterminate`, `contested`.
     pub outcome: String,
     /// The error, when there is one.
     pub error: Option<String>,
@@ -122,6 +122,8 @@ pub enum Event {
     DriftReported,
     #[serde(rename = "drift.contested")]
     DriftContested,
+    #[serde(rename = "drift.storm")]
+    DriftStorm,
     #[serde(rename = "convergence.failed")]
     ConvergenceFailed,
     #[serde(rename = "convergence.restored")]

@@ -79,6 +79,27 @@ impl Speaker {
         Some(self.alert(Event::ConvergenceFailed, summary, failed, now))
     }
 
+    /// Resources that somebody began to fight over, each with a sentence about who and what; `None` when there are none.
+    pub fn contested(&self, fights: &[(ResourceId, String)], now: Timestamp) -> Option<Alert> {
+        let (_, first) = fights.first()?;
+        let summary = match fights.len() {
+            1 => first.clone(),
+            n => format!("{first}; and {} more", n.saturating_sub(1)),
+        };
+        let contested = fights
+            .iter()
+            .map(|(resource, sentence)| AlertResource {
+                resource: resource.clone(),
+                cause: cause_word(Cause::Drift).to_owned(),
+                outcome: "contested".to_owned(),
+                error: Some(sentence.clone()),
+                changes: Vec::new(),
+                history: None,
+            })
+            .collect();
+        Some(self.alert(Event::DriftContested, summary, contested, now))
+    }
+
     /// Repairs found in the history that were never told, because the agent was killed between the two.
     pub fn recovered(&self, entries: &[HistoryEntry], now: Timestamp) -> Option<Alert> {
         let repaired: Vec<AlertResource> = entries

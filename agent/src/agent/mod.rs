@@ -8,6 +8,7 @@
 pub mod alerts;
 pub mod control;
 mod effects;
+mod fights;
 mod intake;
 mod pauses;
 mod publish;
@@ -38,7 +39,7 @@ use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
 use crate::converge::Scope;
 use crate::resource::{ResourceId, UnitName, chain};
-use crate::schedule::{Next, Schedule};
+use crate::schedule::{Contested, Next, Schedule};
 use crate::spool::Event as AlertEvent;
 use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
 
@@ -128,6 +129,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         has_policy: false,
         sessions: JoinSet::new(),
         contested: BTreeSet::new(),
+        is_storm: false,
         degraded: BTreeSet::new(),
     };
     info!(version = env!("CARGO_PKG_VERSION"), "agent started");
@@ -237,6 +239,7 @@ struct Loop {
     has_policy: bool,
     sessions: JoinSet<()>,
     contested: BTreeSet<ResourceId>,
+    is_storm: bool,
     degraded: BTreeSet<String>,
 }
 
@@ -251,7 +254,10 @@ impl Loop {
                 self.schedule.hint(hint, now);
                 self.start_due_run(now)?;
             }
-            Event::Due => self.start_due_run(now)?,
+            Event::Due => {
+                self.tell_fights(now)?;
+                self.start_due_run(now)?;
+            }
             Event::Wake => {
                 self.wake = None;
                 self.schedule.hint(Hint::Everything { why: "a pause changes" }, now);
@@ -286,7 +292,7 @@ impl Loop {
                 self.busy_since = None;
                 self.wake = wake;
                 self.schedule.report(&report, now);
-                self.announce_contested(now)?;
+                self.tell_fights(now)?;
                 if report.full {
                     self.announce_degraded()?;
                 }
@@ -329,16 +335,24 @@ impl Loop {
     }
 
     fn due(&self) -> Option<Instant> {
-        if self.has_policy { self.schedule.due(Instant::now()) } else { None }
+        let now = Instant::now();
+        let run = if self.has_policy { self.schedule.due(now) } else { None };
+        run.into_iter().chain(self.schedule.fights_change_at(now)).min()
     }
 
     /// Resources that somebody keeps changing, which a run over everything must leave alone as well.
     fn held(&self, now: Instant) -> BTreeMap<ResourceId, String> {
-        let why = |spacing: Duration| format!("somebody keeps changing it: repaired every {} s", spacing.as_secs());
+        let why = |fight: &Contested<'_>| {
+            let who = fight
+                .contest
+                .who()
+                .map_or_else(|| "somebody keeps changing it".to_owned(), |who| format!("fought over by {who}"));
+            format!("{who}: repaired every {} s", fight.spacing.as_secs())
+        };
         self.schedule
             .contested(now)
-            .filter(|(id, _)| self.schedule.held(id, now).is_some())
-            .map(|(id, spacing)| (id.clone(), why(spacing)))
+            .filter(|fight| self.schedule.held_until(fight.resource, now).is_some())
+            .map(|fight| (fight.resource.clone(), why(&fight)))
             .collect()
     }
 
@@ -346,17 +360,6 @@ impl Loop {
         let at = self.wake?;
         let left = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
         Some(Instant::now() + left)
-    }
-
-    /// Tells once about each resource that somebody began to fight over.
-    fn announce_contested(&mut self, now: Instant) -> anyhow::Result<()> {
-        let contested: BTreeSet<ResourceId> = self.schedule.contested(now).map(|(id, _)| id.clone()).collect();
-        for id in contested.difference(&self.contested) {
-            let summary = format!("somebody keeps changing {id}: from now on it is repaired ever more slowly");
-            self.send(Task::Announce { event: AlertEvent::DriftContested, summary })?;
-        }
-        self.contested = contested;
-        Ok(())
     }
 
     /// Tells once about each path that is no longer watched by events.
@@ -401,7 +404,9 @@ impl Loop {
         match crate::config::load_from(self.config_file.as_deref()) {
             Ok(settings) => {
                 info!("configuration read again");
-                self.schedule = Schedule::new(&settings, random_u64(), Instant::now());
+                let now = Instant::now();
+                let old = std::mem::replace(&mut self.schedule, Schedule::new(&settings, random_u64(), now));
+                self.schedule = old.reconfigured(&settings, random_u64(), now);
                 self.busy_since = None;
                 self.settings.health = settings.health.clone();
                 self.send(Task::Reload(Box::new(settings)))?;
@@ -503,6 +508,8 @@ fn first_status(settings: &Settings) -> Status {
         outbox: 0,
         fetch: None,
         courier: None,
+        contested: Vec::new(),
+        storm_since: None,
         warnings: Vec::new(),
     }
 }
@@ -512,12 +519,18 @@ fn one_line(status: &Status) -> String {
     match &status.policy {
         None => "no policy yet".to_owned(),
         Some(policy) => format!(
-            "{}: {} of {} resources in sync under {} {}",
+            "{}: {} of {} resources in sync under {} {}{}{}",
             status.health.state,
             status.resources.in_sync,
             status.resources.total,
             policy.name,
             policy.revision.get(..12).unwrap_or(&policy.revision),
+            match status.contested.as_slice() {
+                [] => String::new(),
+                [one] => format!("; {}", one.summary),
+                several => format!("; {} resources are fought over", several.len()),
+            },
+            if status.storm_since.is_some() { "; a storm of drift" } else { "" },
         ),
     }
 }

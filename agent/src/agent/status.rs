@@ -55,6 +55,12 @@ pub struct Status {
     pub fetch: Option<FetchResult>,
     /// Delivery, as the courier last reported it.
     pub courier: Option<CourierState>,
+    /// Resources that somebody keeps changing: they are repaired ever more slowly.
+    #[serde(default)]
+    pub contested: Vec<ContestedStatus>,
+    /// Since when there is too much drift to follow change by change, so that everything is looked at in single passes.
+    #[serde(default)]
+    pub storm_since: Option<Timestamp>,
     /// What went wrong inside the agent without stopping it, newest last.
     pub warnings: Vec<String>,
 }
@@ -122,6 +128,23 @@ pub struct Counts {
     pub indeterminate: usize,
     /// Blocked by another.
     pub skipped: usize,
+}
+
+/// A resource that somebody keeps changing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContestedStatus {
+    /// Which.
+    pub resource: ResourceId,
+    /// Since when its free repairs are used up.
+    pub since: Timestamp,
+    /// Time between two repairs, in seconds.
+    pub every_s: u64,
+    /// Repairs since it began to look like a fight.
+    pub n_repairs: u32,
+    /// Who was seen to change it, a unit or a program, and how often. At most 16.
+    pub actors: BTreeMap<String, u32>,
+    /// One sentence: who, what the policy wants, what it is changed to.
+    pub summary: String,
 }
 
 /// One pause.

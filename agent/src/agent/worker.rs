@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::alerts::Speaker;
+use super::fights::Fights;
 use super::publish::Verdict;
 use super::random_id;
 use super::revisions::{InForce, Revisions};
@@ -53,6 +54,8 @@ pub enum Task {
         /// One sentence.
         summary: String,
     },
+    /// Somebody keeps changing resources, or no longer does.
+    Fights(Fights),
     /// The configuration was read again.
     Reload(Box<Settings>),
     /// End after the step in hand.
@@ -187,6 +190,7 @@ impl Worker {
                     drop(reply.send(answer));
                 }
                 Task::Announce { event, summary } => self.announce(event, summary),
+                Task::Fights(fights) => self.take_fights(fights),
                 Task::Reload(settings) => self.reload(*settings),
                 Task::Stop => break,
             }

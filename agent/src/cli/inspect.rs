@@ -170,6 +170,20 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     for (id, why) in &status.out_of_sync {
         out.line(format_args!("{WARN}out{WARN:#}        {BOLD}{id}{BOLD:#} {why}"))?;
     }
+    for fight in &status.contested {
+        out.line(format_args!(
+            "{BAD}contested{BAD:#}  {} {DIM}(since {}, repaired every {} s){DIM:#}",
+            fight.summary,
+            ago(fight.since),
+            fight.every_s
+        ))?;
+    }
+    if let Some(since) = status.storm_since {
+        out.line(format_args!(
+            "{BAD}storm{BAD:#}      since {}: too much drift to follow change by change; everything is looked at in single passes",
+            ago(since)
+        ))?;
+    }
     if let Some(refused) = &status.refused {
         let short = refused.revision.get(..12).unwrap_or(&refused.revision);
         out.line(format_args!("{BAD}refused{BAD:#}    revision {short}, {}: {}", ago(refused.at), refused.reason))?;

@@ -171,6 +171,7 @@ fn health(mut table: Table, problems: &mut Problems) -> HealthSettings {
     if let Some(mut flapping) = table.table("flapping", problems) {
         settings.flapping_repairs = flapping.count("repairs", settings.flapping_repairs, problems);
         settings.flapping_within = flapping.duration("within", SECOND, settings.flapping_within, problems);
+        settings.flapping_for = flapping.duration("for", SECOND, settings.flapping_for, problems);
         flapping.finish(problems);
     }
     settings.cool_down = table.duration("cool_down", Duration::ZERO, settings.cool_down, problems);

@@ -73,7 +73,7 @@ fn every_key_is_read() {
         [health]
         retry = { first = "2s", max = "10m" }
         give_up = { attempts = 3, after = "1m" }
-        flapping = { repairs = 7, within = "5m" }
+        flapping = { repairs = 7, within = "5m", for = "20m" }
         cool_down = "2h"
         [reimage]
         endpoint = "https://hub.example/"
@@ -125,6 +125,7 @@ fn every_key_is_read() {
             give_up_after: seconds(60),
             flapping_repairs: 7,
             flapping_within: seconds(300),
+            flapping_for: seconds(1200),
             cool_down: seconds(7200),
         },
         reimage: Some(ReimageSettings {

@@ -256,7 +256,7 @@ impl<'a> Run<'a, '_> {
         self.epoch += 1;
         let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
         self.conclude(&[(step, &outcome)], clock);
-        ResourceReport { overtaken, ..report(resource, step, outcome) }
+        ResourceReport { overtaken, displaced: backup, ..report(resource, step, outcome) }
     }
 
     /// Keeps what the step will overwrite. The error comes with its signature.
@@ -410,7 +410,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
 }
 
 fn report(resource: &Resource, step: Option<i64>, outcome: Outcome) -> ResourceReport {
-    ResourceReport { resource: resource.id.clone(), step, overtaken: false, outcome }
+    ResourceReport { resource: resource.id.clone(), step, overtaken: false, displaced: None, outcome }
 }
 
 fn attributes(changes: &[Change]) -> String {

@@ -82,6 +82,9 @@ pub struct ResourceReport {
     /// Whether somebody changed it again before the step could be verified: the step took effect, and another look is due.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub overtaken: bool,
+    /// SHA-256, in hexadecimal, of the content that the step replaced: its name in the backup store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub displaced: Option<String>,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,

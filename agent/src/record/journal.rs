@@ -67,7 +67,7 @@ pub struct StepOutcome {
 pub struct Note<'a> {
     /// About what.
     pub resource: &'a ResourceId,
-    /// `reported`, `indeterminate` or `failed`.
+    /// `reported`, `indeterminate`, `failed` or `contested`.
     pub outcome: &'static str,
     /// What a step would have done.
     pub action: Option<Action>,
@@ -113,7 +113,7 @@ pub struct HistoryEntry {
     pub cause: Cause,
     /// The verb, when there was a difference.
     pub action: Option<Action>,
-    /// `changed`, `failed`, `reported`, `indeterminate` or `interrupted`; `started` while it is under way.
+    /// `changed`, `failed`, `reported`, `indeterminate`, `contested` or `interrupted`; `started` while it is under way.
     pub outcome: String,
     /// Every difference, with secrets masked.
     pub changes: Vec<Change>,

@@ -6,7 +6,7 @@ use super::*;
 use crate::config::ConvergeSettings;
 use crate::converge::DebtReport;
 use crate::policy::Revision;
-use crate::resource::{Action, Kind};
+use crate::resource::{Action, Change, Kind};
 
 /// A schedule, its clock, and what the next run will find.
 struct Scene {
@@ -45,7 +45,13 @@ fn report(full: bool, outcomes: &[(&str, Outcome)]) -> RunReport {
         resources: outcomes
             .iter()
             .map(|(name, outcome)| (id(name), outcome.clone()))
-            .map(|(resource, outcome)| ResourceReport { resource, step: None, overtaken: false, outcome })
+            .map(|(resource, outcome)| ResourceReport {
+                resource,
+                step: None,
+                overtaken: false,
+                displaced: None,
+                outcome,
+            })
             .collect(),
         debts: Vec::new(),
         interrupted: false,
@@ -228,7 +234,7 @@ fn fight(scene: &mut Scene, n_repairs: u32) -> Vec<Duration> {
     for _ in 0..n_repairs {
         scene.hint(&[A]);
         let mut wait = Duration::ZERO;
-        while scene.schedule.held(&id(A), scene.now).is_some() {
+        while scene.schedule.held_until(&id(A), scene.now).is_some() {
             wait += scene.expect_wait();
         }
         waits.push(wait);
@@ -245,7 +251,7 @@ fn a_fight_is_slowed_down_and_never_given_up() {
     let mut expected = vec![Duration::ZERO; 60];
     expected.extend([1, 2, 4, 8, 16, 32, 60, 60, 60, 60].map(Duration::from_secs));
     assert_eq!(waits, expected);
-    assert_eq!(scene.schedule.contested(scene.now).map(|(id, _)| id.clone()).collect::<Vec<_>>(), [id(A)]);
+    assert_eq!(scene.schedule.contested(scene.now).map(|fight| fight.resource.clone()).collect::<Vec<_>>(), [id(A)]);
     // The other side stops: the resource is looked at once more without any hint, and all is forgotten after a while.
     assert_eq!(scene.expect_wait(), SECOND * 60);
     scene.expect_run(&only(&[A]));
@@ -259,7 +265,7 @@ fn a_fight_is_slowed_down_and_never_given_up() {
 fn a_full_run_does_not_forget_that_a_resource_is_held() {
     let mut scene = Scene::new(&Settings::default());
     fight(&mut scene, 65);
-    let until = scene.schedule.held(&id(A), scene.now).unwrap();
+    let until = scene.schedule.held_until(&id(A), scene.now).unwrap();
     scene.schedule.hint(Hint::Everything { why: "new revision" }, scene.now);
     scene.expect_run(&Scope::Everything);
     let held = Outcome::Reported { changes: Vec::new(), action: Action::Update, why: "held".into() };
@@ -330,4 +336,257 @@ fn what_was_changed_again_before_it_could_be_verified_is_looked_at_at_once() {
     overtaken.resources.iter_mut().for_each(|resource| resource.overtaken = true);
     scene.report(&overtaken);
     scene.expect_run(&only(&[A]));
+}
+
+/// Somebody else's content arrives; a run puts it away.
+fn displace(scene: &mut Scene, sha256: &str, actor: &str) {
+    scene.hint(&[A]);
+    while scene.schedule.held_until(&id(A), scene.now).is_some() {
+        scene.expect_wait();
+    }
+    scene.expect_run(&only(&[A]));
+    let mut repaired = report(false, &[(A, changed())]);
+    repaired.resources.iter_mut().for_each(|resource| resource.displaced = Some(sha256.repeat(8)));
+    scene.report(&repaired);
+    scene.schedule.displaced(&id(A), Displaced::content(&sha256.repeat(8), Some(actor)));
+}
+
+/// The sentence about the one contested resource.
+#[track_caller]
+fn sentence(scene: &Scene) -> String {
+    let contested: Vec<Contested<'_>> = scene.schedule.contested(scene.now).collect();
+    let [fight] = contested.as_slice() else { panic!("{contested:?}") };
+    fight.contest.sentence(fight.resource, Some("sha256 3f3f3f3f3f3f…"))
+}
+
+#[test]
+fn case_31_a_second_enforcer_every_half_second_gets_bounded_repairs_and_its_name_told() {
+    let mut scene = Scene::new(&Settings::default());
+    let end = scene.now + SECOND * 600;
+    let mut n_repairs = 0;
+    let mut rewritten = scene.now;
+    while scene.now < end {
+        scene.hint(&[A]);
+        if let Next::Run { scope, .. } = scene.schedule.next(scene.now) {
+            assert_eq!(scope, only(&[A]));
+            scene.report(&report(false, &[(A, changed())]));
+            scene.schedule.displaced(&id(A), Displaced::content("9a41c0ffee00112233", Some("puppet.service")));
+            n_repairs += 1;
+        }
+        rewritten += MS * 500;
+        scene.now = rewritten;
+    }
+    // Two a second use up what is free in a minute; then 1, 2, 4, 8, 16, 32 s, and once a minute.
+    assert!((60 + 10..=60 * 2 + 20).contains(&n_repairs), "{n_repairs} repairs in ten minutes");
+    let text = sentence(&scene);
+    assert!(text.starts_with("file[/a] is fought over by puppet.service ("), "{text}");
+    assert!(
+        text.ends_with(": the policy wants sha256 3f3f3f3f3f3f…, it keeps coming back as sha256 9a41c0ffee00…"),
+        "{text}"
+    );
+    let since = scene.schedule.contested(scene.now).next().unwrap().since;
+    assert!(scene.now - since > SECOND * 400, "contested {:?}", scene.now - since);
+    let told = scene.schedule.fights_change_at(scene.now).unwrap();
+    assert!(told <= since + Settings::default().health.flapping_for, "the end of patience is known in advance");
+}
+
+#[test]
+fn case_32_a_toucher_that_changes_no_content_is_looked_at_and_causes_no_repair() {
+    let mut scene = Scene::new(&Settings::default());
+    let end = scene.now + SECOND * 10;
+    let mut n_runs = 0;
+    while scene.now < end {
+        scene.hint(&[A]);
+        scene.expect_run(&only(&[A]));
+        scene.report(&report(false, &[(A, Outcome::Unchanged)]));
+        n_runs += 1;
+        scene.pass(MS * 5);
+    }
+    assert_eq!(n_runs, 2000);
+    assert_eq!(scene.schedule.contested(scene.now).count(), 0);
+    assert_eq!(scene.schedule.held(scene.now).count(), 0);
+    assert_eq!(scene.schedule.fights_change_at(scene.now), None, "nothing is remembered, so nothing wakes the agent");
+}
+
+#[test]
+fn repairs_that_no_run_made_count_like_those_of_runs() {
+    let mut scene = Scene::new(&Settings::default());
+    for _ in 0..59 {
+        scene.schedule.repaired(&id(A), scene.now);
+    }
+    assert_eq!(scene.schedule.held(scene.now).count(), 0);
+    scene.schedule.repaired(&id(A), scene.now);
+    assert_eq!(scene.schedule.held(scene.now).collect::<Vec<_>>(), [(&id(A), scene.now + SECOND)]);
+}
+
+#[test]
+fn two_other_enforcers_are_told_from_one() {
+    let mut scene = Scene::new(&Settings::default());
+    for _ in 0..35 {
+        displace(&mut scene, "aaaa0000", "puppet.service");
+        displace(&mut scene, "bbbb0000", "chef.service");
+    }
+    let text = sentence(&scene);
+    assert!(text.contains("by chef.service (") && text.contains(" and puppet.service ("), "{text}");
+    assert!(
+        text.contains("it keeps coming back as sha256 aaaa0000aaaa… and as sha256 bbbb0000bbbb… in turn"),
+        "{text}"
+    );
+    for _ in 0..8 {
+        displace(&mut scene, "aaaa0000", "puppet.service");
+    }
+    assert!(sentence(&scene).ends_with("it keeps coming back as sha256 aaaa0000aaaa…"), "{}", sentence(&scene));
+}
+
+#[test]
+fn ever_other_contents_are_no_second_enforcer() {
+    let mut contest = Contest::default();
+    for digest in 0..20 {
+        contest.note(Displaced::content(&format!("{digest:064x}"), None));
+    }
+    assert_eq!(contest.alternating(), None);
+}
+
+#[test]
+fn no_more_than_16_names_are_kept_and_the_most_frequent_comes_first() {
+    let mut contest = Contest::default();
+    for name in 0..40 {
+        for _ in 0..=(name % 7) {
+            contest.count();
+            contest.note(Displaced::content("00", Some(&format!("unit-{name}.service"))));
+        }
+    }
+    let actors = contest.actors();
+    assert_eq!(actors.len(), 16);
+    assert_eq!(actors.first(), Some(&("unit-13.service", 7)));
+    assert!(actors.is_sorted_by_key(|(_, times)| std::cmp::Reverse(*times)));
+}
+
+#[test]
+fn what_is_told_of_a_value_is_bounded_and_harmless() {
+    let noise = format!("a\n\u{1b}[31m{}", "x".repeat(1000));
+    let change = Change::value("target", Some(noise), Some("b".into()));
+    let outcome = Outcome::Changed { changes: vec![change], action: Action::Update };
+    let report = ResourceReport { resource: id(A), step: None, overtaken: false, displaced: None, outcome };
+    let mut contest = Contest::default();
+    contest.note(Displaced::of(&report, Some(&"y".repeat(1000))).unwrap());
+    let text = contest.sentence(&id(A), None);
+    assert!(text.len() < 500 && !text.contains(['\n', '\u{1b}']), "{text}");
+    assert!(text.contains("the policy wants target b, it keeps coming back as target a"), "{text}");
+}
+
+#[test]
+fn removals_are_told_as_what_they_are() {
+    let mut contest = Contest::default();
+    contest.count();
+    contest.note(Displaced::nothing(Some("/usr/bin/rm")));
+    let text = contest.sentence(&id(A), None);
+    assert_eq!(
+        text,
+        "file[/a] is fought over by /usr/bin/rm (1 of 1 times): the policy wants it, it keeps being removed"
+    );
+}
+
+/// Names of many resources.
+fn many(n: usize) -> Vec<String> {
+    (0..n).map(|number| format!("/many/{number}")).collect()
+}
+
+/// A run that repaired one resource, which somebody hinted at.
+fn repair_one(scene: &mut Scene, name: &str) {
+    scene.hint(&[name]);
+    scene.expect_run(&only(&[name]));
+    scene.report(&report(false, &[(name, changed())]));
+}
+
+#[test]
+fn too_many_repairs_of_all_resources_are_made_in_single_passes_until_it_is_calm() {
+    let mut scene = Scene::new(&Settings::default());
+    let names = many(501);
+    for name in &names {
+        assert_eq!(scene.schedule.storm(scene.now), None);
+        repair_one(&mut scene, name);
+    }
+    assert_eq!(scene.schedule.storm(scene.now), Some(scene.now));
+    assert_eq!(scene.schedule.contested(scene.now).count(), 0, "each was repaired once: nobody fights over one");
+    // Passes are made at once, and then at most every 2 s, however many hints there are.
+    let everything = report(true, &[(A, changed()), (B, Outcome::Unchanged)]);
+    let mut n_passes = 0;
+    let end = scene.now + SECOND * 10;
+    while scene.now < end {
+        scene.hint(&[A, "/many/1"]);
+        if let Next::Run { scope, .. } = scene.schedule.next(scene.now) {
+            assert_eq!(scope, Scope::Everything);
+            scene.report(&everything);
+            n_passes += 1;
+        }
+        scene.pass(MS * 10);
+    }
+    assert_eq!(n_passes, 5);
+    scene.expect_run(&Scope::Everything);
+    scene.report(&report(true, &[(A, Outcome::Unchanged), (B, Outcome::Unchanged)]));
+    // Half a minute later, hints are followed one by one again.
+    let calm = scene.schedule.fights_change_at(scene.now).unwrap();
+    assert!(calm <= scene.now + SECOND * 31, "{:?}", calm - scene.now);
+    scene.now = calm;
+    assert_eq!(scene.schedule.storm(scene.now), None);
+    scene.hint(&[B]);
+    scene.expect_run(&only(&[B]));
+}
+
+#[test]
+fn a_slow_pass_in_a_storm_is_followed_by_a_longer_rest() {
+    let mut scene = Scene::new(&Settings::default());
+    for name in many(501) {
+        repair_one(&mut scene, &name);
+    }
+    scene.hint(&[A]);
+    scene.expect_run(&Scope::Everything);
+    let slow = RunReport { duration_us: 3_000_000, ..report(true, &[(A, changed()), (B, Outcome::Unchanged)]) };
+    scene.report(&slow);
+    scene.hint(&[A]);
+    assert_eq!(scene.expect_wait(), SECOND * 12);
+    scene.expect_run(&Scope::Everything);
+}
+
+#[test]
+fn one_pass_that_repairs_a_lot_is_no_storm() {
+    let mut scene = Scene::new(&Settings::default());
+    let names = many(5000);
+    let outcomes: Vec<(&str, Outcome)> = names.iter().map(|name| (name.as_str(), changed())).collect();
+    scene.schedule.hint(Hint::Everything { why: "a pause changes" }, scene.now);
+    scene.expect_run(&Scope::Everything);
+    scene.report(&report(true, &outcomes));
+    assert_eq!(scene.schedule.storm(scene.now), None);
+}
+
+#[test]
+fn a_new_revision_is_the_end_of_fights_and_new_settings_are_not() {
+    let mut scene = Scene::new(&Settings::default());
+    fight(&mut scene, 65);
+    let now = scene.now;
+    let old = std::mem::replace(&mut scene.schedule, Schedule::new(&Settings::default(), 1, now));
+    scene.schedule = old.reconfigured(&Settings::default(), 2, now);
+    assert_eq!(scene.schedule.contested(now).count(), 1);
+    assert!(scene.schedule.held_until(&id(A), now).is_some());
+    scene.expect_run(&Scope::Everything);
+    let outcomes = [(A, changed()), (B, Outcome::Unchanged)];
+    scene.report(&RunReport { cause: Cause::NewRevision, ..report(true, &outcomes) });
+    assert_eq!(scene.schedule.contested(now).count(), 0);
+    assert_eq!(scene.schedule.held_until(&id(A), now), None);
+}
+
+#[test]
+fn a_fight_that_ends_is_told_without_any_event() {
+    let mut scene = Scene::new(&Settings::default());
+    fight(&mut scene, 61);
+    let until = scene.schedule.held_until(&id(A), scene.now).unwrap();
+    scene.now = until;
+    scene.expect_run(&only(&[A]));
+    scene.report(&report(false, &[(A, Outcome::Unchanged)]));
+    let over = scene.schedule.fights_change_at(scene.now).unwrap();
+    assert_eq!(scene.schedule.contested(scene.now).count(), 1);
+    scene.now = over;
+    assert_eq!(scene.schedule.contested(scene.now).count(), 0);
+    assert!(scene.schedule.fights_change_at(scene.now).is_none_or(|at| at > scene.now), "a wake-up in the past spins");
 }

@@ -16,6 +16,7 @@ fn settings() -> HealthSettings {
         give_up_after: Duration::from_secs(10),
         flapping_repairs: 5,
         flapping_within: Duration::from_secs(600),
+        flapping_for: Duration::from_secs(900),
         cool_down: Duration::from_secs(100),
     }
 }
@@ -92,7 +93,13 @@ impl Host {
             duration_us: 1,
             resources: resources
                 .into_iter()
-                .map(|(resource, outcome)| ResourceReport { resource, step: None, overtaken: false, outcome })
+                .map(|(resource, outcome)| ResourceReport {
+                    resource,
+                    step: None,
+                    overtaken: false,
+                    displaced: None,
+                    outcome,
+                })
                 .collect(),
             debts: Vec::new(),
             interrupted: false,
