@@ -1,5 +1,6 @@
 //! Convergence on real files, with accounts, packages and units in memory.
 
+mod attributes;
 mod debts;
 mod laws;
 mod paths;

@@ -59,6 +59,7 @@ pub fn diff(
                 place::permission_changes(&mut changes, &observed.metadata, names, &spec.wanted());
             } else {
                 changes.push(Change::value("type", Some(observed.node.describe()), Some("directory".to_owned())));
+                place::flag_change(&mut changes, "", &observed.metadata);
             }
             if changes.is_empty() { Verdict::InSync } else { Verdict::Drift(Drift { action: Action::Update, changes }) }
         }

@@ -1,7 +1,8 @@
 //! `file`: a regular file with exactly these bytes, owner, group and mode.
 //!
 //! Content that differs is replaced as a whole and atomically; owner, group or mode that differ alone are set on the inode
-//! that is there. A link, FIFO, socket or device at the path is replaced without ever being opened; a directory only when it
+//! that is there, and an access control list, capabilities and the flags that refuse changes are removed from it; of a file with
+//! several names the others are left behind as they are. A link, FIFO, socket or device at the path is replaced without ever being opened; a directory only when it
 //! is empty.
 
 use std::sync::Arc;
@@ -82,10 +83,16 @@ pub fn diff(
                 Node::Directory | Node::Symlink(_) | Node::Special => {
                     changes.push(Change::value("type", Some(observed.node.describe()), Some("file".to_owned())));
                     changes.push(text::content_change("content", None, Some(&spec.content)));
+                    place::flag_change(&mut changes, "", &observed.metadata);
                 }
             }
             if matches!(observed.node, Node::File(_) | Node::Unread) {
                 place::permission_changes(&mut changes, &observed.metadata, names, &spec.wanted());
+                let n_links = observed.metadata.n_links;
+                // Another name alone changes nothing here; with a step it is shown, because the step leaves it behind.
+                if n_links > 1 && !changes.is_empty() {
+                    changes.push(Change::value("links", Some(n_links.to_string()), Some("1".to_owned())));
+                }
             }
             if changes.is_empty() { Verdict::InSync } else { Verdict::Drift(Drift { action: Action::Update, changes }) }
         }
@@ -113,12 +120,16 @@ pub fn apply(
             let permissions = spec.wanted().permissions(path, names)?;
             let metadata = Some(&observed.metadata);
             match &observed.node {
-                Node::File(content) if content[..] == spec.content[..] => root
+                // Of a file with several names the others are none of ours to change: it is replaced, and they keep what
+                // they are.
+                Node::File(content) if content[..] == spec.content[..] && observed.metadata.n_links == 1 => root
                     .set_permissions(path, permissions)
                     .map_err(place::failure("set the owner and mode of", path, metadata)),
-                Node::File(_) | Node::Unread | Node::Symlink(_) | Node::Special => root
-                    .replace_file(path, &spec.content, permissions)
-                    .map_err(place::failure("replace", path, metadata)),
+                Node::File(_) | Node::Unread | Node::Symlink(_) | Node::Special => {
+                    place::unlock(root, path, observed)?;
+                    root.replace_file(path, &spec.content, permissions)
+                        .map_err(place::failure("replace", path, metadata))
+                }
                 Node::Directory => {
                     place::remove(root, path, observed)?;
                     root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))

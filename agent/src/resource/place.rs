@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{AbsPath, Action, ApplyError, Change, Drift, Mode, Names, Observation, Principal, text};
-use crate::host::root::{FileType, Metadata, Permissions, Root};
+use crate::host::root::{Extras, FileType, Metadata, Permissions, Root};
 
 /// The longest content that is read from the host, and so the longest that is kept as a backup.
 pub const MAX_CONTENT: u64 = 16 * 1024 * 1024;
@@ -144,7 +144,7 @@ fn check_directory(root: &Root, path: &AbsPath) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::NotADirectory, format!("`{path}` {why}")))
 }
 
-/// Adds a change for each of owner, group and mode that differs.
+/// Adds a change for each of owner, group and mode that differs, and for whatever grants or refuses more than these.
 pub(super) fn permission_changes(changes: &mut Vec<Change>, metadata: &Metadata, names: Names, wanted: &Wanted<'_>) {
     if names.uid != Some(metadata.uid) {
         changes.push(Change::value("owner", Some(metadata.uid.to_string()), Some(label(wanted.owner, names.uid))));
@@ -154,6 +154,26 @@ pub(super) fn permission_changes(changes: &mut Vec<Change>, metadata: &Metadata,
     }
     if metadata.mode != wanted.mode {
         changes.push(Change::value("mode", Some(metadata.mode.to_string()), Some(wanted.mode.to_string())));
+    }
+    extra_changes(changes, "", metadata);
+}
+
+/// Adds a change for each thing that nobody declared: an access control list, capabilities, a flag that refuses changes.
+/// Attributes are named with `prefix` before them.
+pub(super) fn extra_changes(changes: &mut Vec<Change>, prefix: &str, metadata: &Metadata) {
+    let Extras { acl, capabilities } = &metadata.extras;
+    for (attribute, found) in [("acl", acl), ("capabilities", capabilities)] {
+        if let Some(found) = found {
+            changes.push(Change::value(&format!("{prefix}{attribute}"), Some(found.to_string()), None));
+        }
+    }
+    flag_change(changes, prefix, metadata);
+}
+
+/// Adds a change for the flags that will be cleared first, because they refuse every other change.
+pub(super) fn flag_change(changes: &mut Vec<Change>, prefix: &str, metadata: &Metadata) {
+    if !metadata.flags.is_empty() {
+        changes.push(Change::value(&format!("{prefix}flags"), Some(metadata.flags.to_string()), None));
     }
 }
 
@@ -202,7 +222,7 @@ pub(super) fn failure(
     metadata: Option<&Metadata>,
 ) -> impl FnOnce(io::Error) -> ApplyError {
     let path = path.clone();
-    let flagged = metadata.is_some_and(|m| m.immutable);
+    let flagged = metadata.is_some_and(|m| !m.flags.is_empty());
     move |source| {
         let kind = source.kind();
         let hint = if kind == io::ErrorKind::PermissionDenied && flagged {
@@ -218,8 +238,19 @@ pub(super) fn failure(
     }
 }
 
-/// Removes what stands at a path: a directory only when it is empty.
+/// Clears the flags that refuse changes, when what stands at a path was seen to have some.
+pub(super) fn unlock(root: &Root, path: &AbsPath, observed: &Observed) -> Result<(), ApplyError> {
+    if observed.metadata.flags.is_empty() {
+        return Ok(());
+    }
+    let cleared = root.clear_flags(path).map_err(failure("clear the flags of", path, Some(&observed.metadata)))?;
+    tracing::warn!(path = %path, flags = %cleared, "cleared flags that refuse changes");
+    Ok(())
+}
+
+/// Removes what stands at a path, flags that refuse it first: a directory only when it is empty.
 pub(super) fn remove(root: &Root, path: &AbsPath, observed: &Observed) -> Result<(), ApplyError> {
+    unlock(root, path, observed)?;
     match observed.node {
         Node::Directory => match root.remove_directory(path) {
             Ok(_existed) => Ok(()),
@@ -243,5 +274,6 @@ pub(super) fn removal(observed: &Observed) -> Drift {
     if let Node::File(content) = &observed.node {
         drift.changes.push(text::content_change("content", Some(content), None));
     }
+    flag_change(&mut drift.changes, "", &observed.metadata);
     drift
 }

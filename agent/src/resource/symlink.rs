@@ -39,12 +39,12 @@ pub fn diff(desired: &Desired, observation: &Observation<Observed>, missing_pare
                 Some(actual.display().to_string()),
                 Some(target.clone()),
             )),
-            Node::File(_) | Node::Unread | Node::Directory | Node::Special => Verdict::Drift(Drift::value(
-                Action::Update,
-                "type",
-                Some(observed.node.describe()),
-                Some(format!("symlink to {target}")),
-            )),
+            Node::File(_) | Node::Unread | Node::Directory | Node::Special => {
+                let to = Some(format!("symlink to {target}"));
+                let mut drift = Drift::value(Action::Update, "type", Some(observed.node.describe()), to);
+                place::flag_change(&mut drift.changes, "", &observed.metadata);
+                Verdict::Drift(drift)
+            }
         },
     }
 }
@@ -63,6 +63,8 @@ pub fn apply(root: &Root, desired: &Desired, observation: &Observation<Observed>
         (Ensure::Present(target), Observation::Present(observed)) => {
             if observed.node == Node::Directory {
                 place::remove(root, path, observed)?;
+            } else {
+                place::unlock(root, path, observed)?;
             }
             root.replace_symlink(path, target).map_err(place::failure("replace", path, Some(&observed.metadata)))
         }

@@ -24,15 +24,15 @@ fn check(prepare: impl Fn(&World), resource: Resource, expected: &str) -> Checke
     Checked { world, report }
 }
 
-fn fifo(world: &World, path: &str) {
+pub(super) fn fifo(world: &World, path: &str) {
     nix::unistd::mkfifo(&world.path(path), nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
 }
 
-fn link(world: &World, path: &str, target: &str) {
+pub(super) fn link(world: &World, path: &str, target: &str) {
     std::os::unix::fs::symlink(target, world.path(path)).unwrap();
 }
 
-fn chmod(world: &World, path: &str, mode: u32) {
+pub(super) fn chmod(world: &World, path: &str, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(world.path(path), std::fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -132,7 +132,7 @@ fn directories_are_made_mended_and_removed_when_empty() {
 }
 
 #[test]
-fn links_point_where_they_should() {
+pub(super) fn links_point_where_they_should() {
     check(|_| {}, a_symlink("/l", "/target"), "changed");
     check(|w| link(w, "/l", "/target"), a_symlink("/l", "/target"), "unchanged");
     check(|w| link(w, "/l", "target"), a_symlink("/l", "/target"), "changed");

@@ -13,7 +13,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{FileType, Metadata, Root, metadata_of};
+use super::metadata::stat_of;
+use super::{FileType, Metadata, Root};
 use crate::resource::AbsPath;
 
 /// As many links as the kernel itself would follow.
@@ -84,7 +85,7 @@ impl Root {
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            let metadata = metadata_of(&next)?;
+            let metadata = stat_of(&next)?;
             match metadata.file_type {
                 FileType::Directory => walk.down(next, &metadata),
                 FileType::File | FileType::Special => return Ok(None),
@@ -141,7 +142,7 @@ struct Step {
 
 impl Walk {
     fn from(root: OwnedFd) -> io::Result<Self> {
-        let metadata = metadata_of(&root)?;
+        let metadata = stat_of(&root)?;
         // The root itself was chosen by whoever started the agent.
         let root = Step { dir: root, firm: true, ours_alone: only_we_may_write(&metadata) };
         Ok(Self { root, below: Vec::new() })
@@ -189,5 +190,5 @@ impl Walk {
 }
 
 fn is_sticky(step: &Step) -> bool {
-    metadata_of(&step.dir).is_ok_and(|metadata| is_ours(&metadata) && metadata.mode.bits() & 0o1000 != 0)
+    stat_of(&step.dir).is_ok_and(|metadata| is_ours(&metadata) && metadata.mode.bits() & 0o1000 != 0)
 }

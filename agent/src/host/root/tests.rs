@@ -1,5 +1,6 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use super::attributes::tests::{NOBODY, acl};
 use super::*;
 
 struct Fixture {
@@ -273,40 +274,8 @@ fn user_attributes_are_carried_over() {
     assert_eq!(&value[..length], b"kept");
 }
 
-/// A `system.posix_acl_access` value of (tag, permissions, id) entries.
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = vec![2, 0, 0, 0];
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
-const NOBODY: u32 = u32::MAX;
-
 #[test]
-fn an_access_control_list_takes_the_new_mode() {
-    let check = |before: &[(u16, u16, u32)], mode: u32, after: &[(u16, u16, u32)]| {
-        assert_eq!(attributes::with_mode(&acl(before), Mode::from_bits(mode)), Some(acl(after)));
-    };
-    check(
-        &[(1, 6, NOBODY), (2, 6, 1000), (4, 4, NOBODY), (0x10, 6, NOBODY), (0x20, 4, NOBODY)],
-        0o600,
-        &[(1, 6, NOBODY), (2, 6, 1000), (4, 4, NOBODY), (0x10, 0, NOBODY), (0x20, 0, NOBODY)],
-    );
-    check(
-        &[(1, 6, NOBODY), (4, 6, NOBODY), (0x20, 4, NOBODY)],
-        0o750,
-        &[(1, 7, NOBODY), (4, 5, NOBODY), (0x20, 0, NOBODY)],
-    );
-    assert_eq!(attributes::with_mode(&[2, 0, 0, 0, 1], Mode::from_bits(0)), None);
-    assert_eq!(attributes::with_mode(&[], Mode::from_bits(0)), None);
-}
-
-#[test]
-fn a_carried_list_grants_no_more_than_the_new_mode() {
+fn a_list_is_not_carried_over() {
     let f = fixture();
     f.file("/f", "old");
     let list = acl(&[(1, 6, NOBODY), (2, 6, 4321), (4, 4, NOBODY), (0x10, 6, NOBODY), (0x20, 4, NOBODY)]);
@@ -315,12 +284,22 @@ fn a_carried_list_grants_no_more_than_the_new_mode() {
         return;
     }
     set.unwrap();
+    let extras = f.root.metadata(&path_of("/f")).unwrap().unwrap().extras;
+    assert_eq!(extras.acl.as_deref(), Some("user:4321:rw- group::r-- mask::rw-"));
+    assert_eq!(f.root.read(&path_of("/f"), 99).unwrap().unwrap().1.extras, extras, "however it is looked at");
     f.root.replace_file(&path_of("/f"), b"new", ours(0o640)).unwrap();
-    let mut value = [0_u8; 128];
-    let length = rustix::fs::getxattr(f.host("/f"), "system.posix_acl_access", value.as_mut_slice()).unwrap();
-    let expected = acl(&[(1, 6, NOBODY), (2, 6, 4321), (4, 4, NOBODY), (0x10, 4, NOBODY), (0x20, 0, NOBODY)]);
-    assert_eq!(&value[..length], expected);
-    assert_eq!(f.root.metadata(&path_of("/f")).unwrap().unwrap().mode.bits(), 0o640);
+    let metadata = f.root.metadata(&path_of("/f")).unwrap().unwrap();
+    assert!(metadata.is_as_declared(ours(0o640)), "{metadata:?}");
+    assert!(!metadata.is_as_declared(ours(0o644)));
+}
+
+#[test]
+fn a_file_system_without_attributes_or_flags_has_none() {
+    let proc = Root::open(Path::new("/proc")).unwrap();
+    let (_, metadata) = proc.read(&path_of("/version"), 4096).unwrap().unwrap();
+    assert_eq!((metadata.extras, metadata.flags), (Extras::default(), Flags::default()));
+    assert_eq!(proc.metadata(&path_of("/version")).unwrap().unwrap().extras, Extras::default());
+    assert_eq!(proc.metadata(&path_of("/tty")).unwrap().unwrap().extras, Extras::default());
 }
 
 #[test]
@@ -337,7 +316,7 @@ fn an_immutable_target_is_named_as_such() {
     }
     let replaced = f.root.replace_file(&path_of("/f"), b"new", ours(0o644));
     let removed = f.root.remove_file(&path_of("/f"));
-    let immutable = f.root.metadata(&path_of("/f")).unwrap().unwrap().immutable;
+    let immutable = f.root.metadata(&path_of("/f")).unwrap().unwrap().flags.immutable;
     rustix::fs::ioctl_setflags(&file, flags).unwrap();
     assert!(immutable);
     assert!(replaced.unwrap_err().to_string().contains("immutable"));

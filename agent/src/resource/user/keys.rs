@@ -121,6 +121,7 @@ pub(super) fn diff(wanted: &AuthorizedKeys, found: &KeysObserved, entry: &UserEn
             let to = Some(mode.to_string());
             changes.push(Change::value(&format!("{what} mode"), Some(metadata.mode.to_string()), to));
         }
+        place::extra_changes(&mut changes, &format!("{what} "), metadata);
     };
     if let Some(directory) = &found.directory {
         compare(".ssh", directory, DIRECTORY_MODE);
@@ -174,9 +175,11 @@ pub(super) fn apply(
         Some(place::Observed { node: Node::Unread, .. }) if !wanted.exact => {
             Err(ApplyError::UnsafeHome { path: path.clone(), why: format!("`{path}` is too long to be kept") })
         }
-        Some(_) | None => {
+        Some(file) => {
+            place::unlock(root, path, file)?;
             root.replace_file(path, &content, owned(FILE_MODE)).map_err(place::failure("write", path, None))
         }
+        None => root.replace_file(path, &content, owned(FILE_MODE)).map_err(place::failure("write", path, None)),
     }
 }
 
