@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use rekindle::watch::{DirtySet, Hint, How, Options, Watcher};
+use rekindle::watch::{DirtySet, Hint, How, Options, Sources, WatchError, Watcher};
 
 mod watch_common;
-use watch_common::{DEADLINE, Guard, interest};
+use watch_common::{DEADLINE, Guard, for_each_source, interest};
 
 fn write(path: impl AsRef<Path>, content: &str) {
     fs::write(path, content).unwrap();
@@ -42,179 +42,205 @@ impl Gate {
     }
 }
 
-#[test]
-fn an_overflow_means_everything_and_all_is_armed_again() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("d")).unwrap();
-    let gate = Arc::new(Gate::default());
-    let hints = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
-    let watcher = Watcher::start(dir.path().to_owned(), {
-        let (gate, hints) = (Arc::clone(&gate), Arc::clone(&hints));
-        move |hint: Result<rekindle::watch::Hint, rekindle::watch::WatchError>| {
-            gate.pass();
-            hints.0.lock().unwrap().push(hint.unwrap());
-            hints.1.notify_all();
-        }
-    })
-    .unwrap();
-    watcher.set_interests(vec![interest("/d/t"), interest("/new/t")]);
-    write(dir.path().join("d/t"), "x");
-    let limit: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
-    // Each pair of renames is four events that differ from their neighbours.
-    write(dir.path().join("d/a"), "x");
-    for _ in 0..limit / 2 + 1000 {
-        fs::rename(dir.path().join("d/a"), dir.path().join("d/b")).unwrap();
-        fs::rename(dir.path().join("d/b"), dir.path().join("d/a")).unwrap();
+/// Files that it takes to overflow the queue of either source: fanotify merges all that happens to one of them.
+fn storm(directory: &Path) {
+    let limits = ["/proc/sys/fs/inotify/max_queued_events", "/proc/sys/fs/fanotify/max_queued_events"];
+    let limit = limits.iter().filter_map(|path| fs::read_to_string(path).ok()).map(|text| text.trim().parse().unwrap());
+    let n_files: usize = limit.max().unwrap_or(16384) + 1000;
+    write(directory.join("f"), "x");
+    for i in 0..n_files {
+        fs::rename(
+            directory.join(if i == 0 { "f".into() } else { format!("f{i}") }),
+            directory.join(format!("f{}", i + 1)),
+        )
+        .unwrap();
     }
-    // Nobody is told of this one.
-    fs::create_dir(dir.path().join("new")).unwrap();
-    gate.open();
-    let wait_for = |is_expected: &dyn Fn(&Hint) -> bool| {
-        let heard = hints.0.lock().unwrap();
-        let (mut heard, timeout) =
-            hints.1.wait_timeout_while(heard, DEADLINE, |heard| !heard.iter().any(is_expected)).unwrap();
-        assert!(!timeout.timed_out(), "{heard:?}");
-        heard.clear();
-    };
-    wait_for(&|hint| matches!(hint, Hint::Everything { why } if why.contains("overflow")));
-    assert!(watcher.stats().n_overflows >= 1);
-    write(dir.path().join("new/t"), "in a directory that came while the queue was full");
-    wait_for(&|hint| matches!(hint, Hint::Look(look) if look.contains(&watch_common::id("/new/t"))));
+}
+
+#[test]
+fn case_21_an_overflow_means_everything_and_what_came_meanwhile_is_watched() {
+    for_each_source(|sources| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("d")).unwrap();
+        let gate = Arc::new(Gate::default());
+        let hints = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let watcher = Watcher::start_with(dir.path().to_owned(), Options { sources, ..Options::default() }, {
+            let (gate, hints) = (Arc::clone(&gate), Arc::clone(&hints));
+            move |hint: Result<Hint, WatchError>| {
+                gate.pass();
+                hints.0.lock().unwrap().push(hint.unwrap());
+                hints.1.notify_all();
+            }
+        })
+        .unwrap();
+        watcher.set_interests(vec![interest("/d/t"), interest("/new/t")]);
+        // The watcher's thread is stopped in the middle of this one.
+        write(dir.path().join("d/t"), "x");
+        storm(&dir.path().join("d"));
+        // Nobody is told of this one.
+        fs::create_dir(dir.path().join("new")).unwrap();
+        gate.open();
+        let wait_for = |is_expected: &dyn Fn(&Hint) -> bool| {
+            let heard = hints.0.lock().unwrap();
+            let (mut heard, timeout) =
+                hints.1.wait_timeout_while(heard, DEADLINE, |heard| !heard.iter().any(is_expected)).unwrap();
+            assert!(!timeout.timed_out(), "{heard:?}");
+            heard.clear();
+        };
+        wait_for(&|hint| matches!(hint, Hint::Everything { why } if why.contains("overflow")));
+        assert!(watcher.stats().n_overflows >= 1);
+        write(dir.path().join("new/t"), "in a directory that came while the queue was full");
+        wait_for(&|hint| matches!(hint, Hint::Look(look) if look.contains(&watch_common::id("/new/t"))));
+    });
 }
 
 #[test]
 fn where_watches_run_out_paths_are_polled_and_coverage_says_so() {
-    // The root takes the only one.
-    let guard = Guard::with(Options { max_watches: 1 }, &["/top", "/d/t"], |root| {
-        fs::create_dir(root.join("d")).unwrap();
-        write(root.join("d/t"), "good");
+    for_each_source(|sources| {
+        // The root takes the only one.
+        let guard = Guard::with(Options { sources, max_watches: 1 }, &["/top", "/d/t"], |root| {
+            fs::create_dir(root.join("d")).unwrap();
+            write(root.join("d/t"), "good");
+        });
+        let how: HashMap<PathBuf, How> =
+            guard.watcher.coverage().into_iter().map(|coverage| (coverage.interest.path, coverage.how)).collect();
+        assert_eq!(how[Path::new("/top")], How::Watched);
+        assert!(matches!(&how[Path::new("/d/t")], How::Polled { why } if why.contains("max_user_watches")), "{how:?}");
+        assert_eq!(guard.watcher.stats().n_watches, 1);
+        let start = Instant::now();
+        write(guard.at("/d/t"), "evil");
+        guard.expect("/d/t");
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        fs::set_permissions(guard.at("/d/t"), fs::Permissions::from_mode(0o777)).unwrap();
+        guard.expect("/d/t");
+        fs::remove_dir_all(guard.at("/d")).unwrap();
+        guard.expect("/d/t");
     });
-    let how: HashMap<PathBuf, How> =
-        guard.watcher.coverage().into_iter().map(|coverage| (coverage.interest.path, coverage.how)).collect();
-    assert_eq!(how[Path::new("/top")], How::Watched);
-    assert!(matches!(&how[Path::new("/d/t")], How::Polled { why } if why.contains("max_user_watches")), "{how:?}");
-    assert_eq!(guard.watcher.stats().n_watches, 1);
-    let start = Instant::now();
-    write(guard.at("/d/t"), "evil");
-    guard.expect("/d/t");
-    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
-    fs::set_permissions(guard.at("/d/t"), fs::Permissions::from_mode(0o777)).unwrap();
-    guard.expect("/d/t");
-    fs::remove_dir_all(guard.at("/d")).unwrap();
-    guard.expect("/d/t");
 }
 
 #[test]
 fn no_watch_at_all_is_no_reason_to_stop() {
-    let guard = Guard::with(Options { max_watches: 0 }, &["/d/t"], |_| {});
-    fs::create_dir(guard.at("/d")).unwrap();
-    write(guard.at("/d/t"), "new");
-    guard.expect("/d/t");
-    assert_eq!(guard.watcher.stats().n_watches, 0);
+    for_each_source(|sources| {
+        let guard = Guard::with(Options { sources, max_watches: 0 }, &["/d/t"], |_| {});
+        fs::create_dir(guard.at("/d")).unwrap();
+        write(guard.at("/d/t"), "new");
+        guard.expect("/d/t");
+        assert_eq!(guard.watcher.stats().n_watches, 0);
+    });
 }
 
 #[test]
 fn watches_that_come_free_are_taken() {
-    let guard = Guard::with(Options { max_watches: 2 }, &["/a/t", "/b/t"], |root| {
-        fs::create_dir(root.join("a")).unwrap();
-        fs::create_dir(root.join("b")).unwrap();
+    for_each_source(|sources| {
+        let guard = Guard::with(Options { sources, max_watches: 2 }, &["/a/t", "/b/t"], |root| {
+            fs::create_dir(root.join("a")).unwrap();
+            fs::create_dir(root.join("b")).unwrap();
+        });
+        let polled = || guard.watcher.coverage().iter().filter(|c| matches!(c.how, How::Polled { .. })).count();
+        assert_eq!(polled(), 1);
+        guard.watcher.set_interests(vec![interest("/b/t")]);
+        guard.watcher.refresh();
+        assert_eq!(polled(), 0);
+        write(guard.at("/b/t"), "new");
+        guard.expect("/b/t");
     });
-    let polled = || guard.watcher.coverage().iter().filter(|c| matches!(c.how, How::Polled { .. })).count();
-    assert_eq!(polled(), 1);
-    guard.watcher.set_interests(vec![interest("/b/t")]);
-    guard.watcher.refresh();
-    assert_eq!(polled(), 0);
-    write(guard.at("/b/t"), "new");
-    guard.expect("/b/t");
 }
 
 #[test]
 fn two_paths_to_one_directory_share_a_watch_and_neither_takes_it_from_the_other() {
-    let guard = Guard::new(&["/real/t", "/alias/t"], |root| {
-        fs::create_dir(root.join("real")).unwrap();
-        write(root.join("real/t"), "good");
-        symlink("real", root.join("alias")).unwrap();
+    for_each_source(|sources| {
+        let guard = Guard::new(sources, &["/real/t", "/alias/t"], |root| {
+            fs::create_dir(root.join("real")).unwrap();
+            write(root.join("real/t"), "good");
+            symlink("real", root.join("alias")).unwrap();
+        });
+        let n_watches = guard.watcher.stats().n_watches;
+        write(guard.at("/real/t"), "evil");
+        guard.expect_all(&["/real/t", "/alias/t"]);
+        guard.watcher.set_interests(vec![interest("/real/t")]);
+        assert_eq!(guard.watcher.stats().n_watches, n_watches);
+        guard.settle();
+        write(guard.at("/real/t"), "evil again");
+        guard.expect("/real/t");
+        guard.watcher.set_interests(vec![interest("/alias/t")]);
+        guard.settle();
+        write(guard.at("/real/t"), "and again");
+        guard.expect("/alias/t");
+        guard.watcher.set_interests(Vec::new());
+        guard.settle();
+        write(guard.at("/real/t"), "nobody's business");
+        guard.expect_silence();
     });
-    let n_watches = guard.watcher.stats().n_watches;
-    write(guard.at("/real/t"), "evil");
-    guard.expect_all(&["/real/t", "/alias/t"]);
-    guard.watcher.set_interests(vec![interest("/real/t")]);
-    assert_eq!(guard.watcher.stats().n_watches, n_watches);
-    guard.settle();
-    write(guard.at("/real/t"), "evil again");
-    guard.expect("/real/t");
-    guard.watcher.set_interests(vec![interest("/alias/t")]);
-    guard.settle();
-    write(guard.at("/real/t"), "and again");
-    guard.expect("/alias/t");
-    guard.watcher.set_interests(Vec::new());
-    guard.settle();
-    write(guard.at("/real/t"), "nobody's business");
-    guard.expect_silence();
 }
 
 #[test]
 fn one_path_may_matter_to_many_resources() {
-    let guard = Guard::new(&[], |root| {
-        fs::create_dir(root.join("etc")).unwrap();
-        write(root.join("etc/passwd"), "root:x:0:0");
-    });
-    let users: Vec<_> = (0..10)
-        .map(|i| rekindle::watch::Interest {
-            path: "/etc/passwd".into(),
-            resource: rekindle::resource::ResourceId::new(rekindle::resource::Kind::User, format!("u{i}")),
-        })
-        .collect();
-    guard.watcher.set_interests(users.clone());
-    write(guard.at("/etc/passwd+"), "x");
-    fs::rename(guard.at("/etc/passwd+"), guard.at("/etc/passwd")).unwrap();
-    let mut missing: std::collections::BTreeSet<_> = users.into_iter().map(|user| user.resource).collect();
-    guard.expect_hints(|hint| {
-        if let Hint::Look(look) = hint {
-            missing.retain(|id| !look.contains(id));
-        }
-        missing.is_empty()
+    for_each_source(|sources| {
+        let guard = Guard::new(sources, &[], |root| {
+            fs::create_dir(root.join("etc")).unwrap();
+            write(root.join("etc/passwd"), "root:x:0:0");
+        });
+        let users: Vec<_> = (0..10)
+            .map(|i| rekindle::watch::Interest {
+                path: "/etc/passwd".into(),
+                resource: rekindle::resource::ResourceId::new(rekindle::resource::Kind::User, format!("u{i}")),
+            })
+            .collect();
+        guard.watcher.set_interests(users.clone());
+        write(guard.at("/etc/passwd+"), "x");
+        fs::rename(guard.at("/etc/passwd+"), guard.at("/etc/passwd")).unwrap();
+        let mut missing: std::collections::BTreeSet<_> = users.into_iter().map(|user| user.resource).collect();
+        guard.expect_hints(|hint| {
+            if let Hint::Look(look) = hint {
+                missing.retain(|id| !look.contains(id));
+            }
+            missing.is_empty()
+        });
     });
 }
 
 #[test]
 fn reloads_leak_no_watch_and_miss_no_change() {
-    let guard = Guard::new(&["/keep/t"], |root| {
-        for i in 0..100 {
-            fs::create_dir_all(root.join(format!("many/{i}"))).unwrap();
+    for_each_source(|sources| {
+        let guard = Guard::new(sources, &["/keep/t"], |root| {
+            for i in 0..100 {
+                fs::create_dir_all(root.join(format!("many/{i}"))).unwrap();
+            }
+            fs::create_dir(root.join("keep")).unwrap();
+            write(root.join("keep/t"), "good");
+            fs::hard_link(root.join("keep/t"), root.join("many/link")).unwrap();
+        });
+        let baseline = guard.watcher.stats().n_watches;
+        let more: Vec<_> = (0..1000)
+            .map(|i| interest(&format!("/many/{}/f{i}", i % 100)))
+            .chain([interest("/keep/t"), interest("/many/3"), interest("/missing/x")])
+            .collect();
+        for i in 0..50 {
+            guard.watcher.set_interests(more.clone());
+            assert!(guard.watcher.stats().n_watches > baseline + 90);
+            guard.settle();
+            write(guard.at("/keep/t"), &format!("evil {i}"));
+            guard.watcher.set_interests(vec![interest("/keep/t")]);
+            guard.expect("/keep/t");
+            assert_eq!(guard.watcher.stats().n_watches, baseline, "after {i} reloads");
         }
-        fs::create_dir(root.join("keep")).unwrap();
-        write(root.join("keep/t"), "good");
-        fs::hard_link(root.join("keep/t"), root.join("many/link")).unwrap();
     });
-    let baseline = guard.watcher.stats().n_watches;
-    let more: Vec<_> = (0..1000)
-        .map(|i| interest(&format!("/many/{}/f{i}", i % 100)))
-        .chain([interest("/keep/t"), interest("/many/3"), interest("/missing/x")])
-        .collect();
-    for i in 0..50 {
-        guard.watcher.set_interests(more.clone());
-        assert!(guard.watcher.stats().n_watches > baseline + 90);
-        guard.settle();
-        write(guard.at("/keep/t"), &format!("evil {i}"));
-        guard.watcher.set_interests(vec![interest("/keep/t")]);
-        guard.expect("/keep/t");
-        assert_eq!(guard.watcher.stats().n_watches, baseline, "after {i} reloads");
-    }
 }
 
 #[test]
 fn ten_thousand_files_are_armed_quickly_with_a_watch_for_each_directory() {
-    let guard = Guard::new(&[], |root| {
-        for i in 0..100 {
-            fs::create_dir_all(root.join(format!("d{i}"))).unwrap();
-        }
+    for_each_source(|sources| {
+        let guard = Guard::new(sources, &[], |root| {
+            for i in 0..100 {
+                fs::create_dir_all(root.join(format!("d{i}"))).unwrap();
+            }
+        });
+        let start = Instant::now();
+        guard.watcher.set_interests((0..10_000).map(|i| interest(&format!("/d{}/f{i}", i % 100))).collect());
+        let took = start.elapsed();
+        assert_eq!(guard.watcher.stats().n_watches, 101);
+        assert!(took.as_secs() < 5, "{took:?}");
     });
-    let start = Instant::now();
-    guard.watcher.set_interests((0..10_000).map(|i| interest(&format!("/d{}/f{i}", i % 100))).collect());
-    let took = start.elapsed();
-    assert_eq!(guard.watcher.stats().n_watches, 101);
-    assert!(took.as_secs() < 5, "{took:?}");
 }
 
 /// A small generator, so that a failure can be repeated.
@@ -261,7 +287,7 @@ fn churn(root: &Path, rng: &mut Rng, i: u32) -> std::io::Result<()> {
 }
 
 /// Whoever looks exactly where the hints say ends up knowing what is there, whatever happened in between.
-fn check_churn(seed: u64) {
+fn check_churn(sources: Sources, seed: u64) {
     let paths: Vec<String> =
         (0..4 * 3 * 3 * 3).map(|i| format!("/a{}/b{}/c{}/f{}", i / 27, i / 9 % 3, i / 3 % 3, i % 3)).collect();
     // In memory, where the changes come fastest.
@@ -269,7 +295,7 @@ fn check_churn(seed: u64) {
     let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     let root = dir.path().to_owned();
     let dirty = Arc::new((Mutex::new(DirtySet::default()), Condvar::new()));
-    let watcher = Watcher::start(root.clone(), {
+    let watcher = Watcher::start_with(root.clone(), Options { sources, ..Options::default() }, {
         let dirty = Arc::clone(&dirty);
         move |hint: Result<rekindle::watch::Hint, rekindle::watch::WatchError>| {
             if dirty.0.lock().unwrap().add(hint.unwrap()) {
@@ -328,7 +354,9 @@ fn check_churn(seed: u64) {
 
 #[test]
 fn after_any_churn_what_the_hints_showed_is_the_truth() {
-    for seed in [88_172_645_463_325_252, 1, 2, 3, 42, 1_234_567, 0xDEAD_BEEF, 987_654_321] {
-        check_churn(seed);
-    }
+    for_each_source(|sources| {
+        for seed in [88_172_645_463_325_252, 1, 2, 3, 42, 1_234_567, 0xDEAD_BEEF, 987_654_321] {
+            check_churn(sources, seed);
+        }
+    });
 }

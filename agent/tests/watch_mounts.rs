@@ -6,17 +6,18 @@ use std::fs;
 use std::path::Path;
 
 mod watch_common;
-use watch_common::Guard;
+use rekindle::watch::Sources;
+use watch_common::{Guard, for_each_source};
 
 /// Runs a test where it may mount, and says so where it may not.
-fn where_mounts_are_private(test: fn()) {
+fn where_mounts_are_private(test: fn(Sources)) {
     let root = nix::unistd::geteuid().is_root();
     if !root || nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).is_err() {
         eprintln!("not run: it needs root and the right to mount");
         return;
     }
     mount(&["--make-rprivate", "/"]);
-    test();
+    for_each_source(test);
 }
 
 fn mount(args: &[&str]) {
@@ -35,8 +36,8 @@ fn text(path: &Path) -> String {
 
 #[test]
 fn what_is_mounted_over_a_directory_is_watched_and_what_it_hides_again_afterwards() {
-    where_mounts_are_private(|| {
-        let guard = Guard::new(&["/d/t", "/other/t"], |root| {
+    where_mounts_are_private(|sources| {
+        let guard = Guard::new(sources, &["/d/t", "/other/t"], |root| {
             fs::create_dir(root.join("d")).unwrap();
             fs::create_dir(root.join("other")).unwrap();
         });
@@ -71,8 +72,8 @@ fn seed(root: &Path) -> std::path::PathBuf {
 
 #[test]
 fn a_lazy_unmount_leaves_nothing_behind() {
-    where_mounts_are_private(|| {
-        let guard = Guard::new(&["/d/e/t"], |root| fs::create_dir_all(root.join("d/e")).unwrap());
+    where_mounts_are_private(|sources| {
+        let guard = Guard::new(sources, &["/d/e/t"], |root| fs::create_dir_all(root.join("d/e")).unwrap());
         let baseline = guard.watcher.stats().n_watches;
         let d = text(&guard.at("/d"));
         mount(&["-t", "tmpfs", "none", &d]);
@@ -91,8 +92,8 @@ fn a_lazy_unmount_leaves_nothing_behind() {
 
 #[test]
 fn a_file_mounted_over_a_file_is_watched_where_it_comes_from() {
-    where_mounts_are_private(|| {
-        let guard = Guard::new(&["/d/t"], |root| {
+    where_mounts_are_private(|sources| {
+        let guard = Guard::new(sources, &["/d/t"], |root| {
             fs::create_dir(root.join("d")).unwrap();
             fs::create_dir(root.join("elsewhere")).unwrap();
             fs::File::create_new(root.join("d/t")).unwrap();
@@ -108,8 +109,8 @@ fn a_file_mounted_over_a_file_is_watched_where_it_comes_from() {
 
 #[test]
 fn two_mounts_of_one_directory_share_a_watch() {
-    where_mounts_are_private(|| {
-        let guard = Guard::new(&[], |root| {
+    where_mounts_are_private(|sources| {
+        let guard = Guard::new(sources, &[], |root| {
             fs::create_dir(root.join("one")).unwrap();
             fs::create_dir(root.join("two")).unwrap();
         });

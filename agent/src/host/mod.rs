@@ -8,7 +8,9 @@ pub mod accounts;
 pub mod exec;
 pub mod facts;
 pub mod fake;
+pub mod fanotify;
 pub mod packages;
+pub mod pidfd;
 pub mod root;
 pub mod units;
 

@@ -1,6 +1,6 @@
 //! Says where to look, never what happened.
 //!
-//! One inotify instance, on one thread of its own, watches every directory that a declared path runs through: its *spine*.
+//! One thread of its own watches every directory that a declared path runs through: its *spine*.
 //! A kernel event only names resources to look at again; what is there is found out by looking, in [`crate::converge`].
 //! A lost event, a full queue or a lost watch therefore means "look everywhere" and nothing worse.
 //!
@@ -31,6 +31,8 @@ mod source;
 mod tree;
 pub mod units;
 mod walk;
+
+pub use source::Witness;
 
 /// A path that a resource depends on. Several resources may share one path, such as `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +66,8 @@ pub struct Touch<'a> {
     pub name: &'a OsStr,
     /// Whom it concerns.
     pub resources: &'a BTreeSet<ResourceId>,
+    /// Who did it, or the last of them; `None` where that cannot be known.
+    pub by: Option<&'a Arc<Witness>>,
 }
 
 /// Whether a touch needs another look.
@@ -175,16 +179,37 @@ pub struct Stats {
     pub n_overflows: u64,
 }
 
-/// Bounds on what the watcher may take from the kernel.
+/// Kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum By {
+    /// With the name of who did it.
+    Fanotify,
+    /// Anonymous.
+    Inotify,
+}
+
+/// Which of them to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sources {
+    /// fanotify for directories where it can be had, inotify for everything else.
+    #[default]
+    All,
+    /// As where fanotify cannot be had: a kernel before 5.9, or no `CAP_SYS_ADMIN`.
+    InotifyOnly,
+}
+
+/// What the watcher may take from the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
+    /// Which events.
+    pub sources: Sources,
     /// Most kernel watches to hold; beyond it paths are polled, as when the kernel has no more to give.
     pub max_watches: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_watches: usize::MAX }
+        Self { sources: Sources::default(), max_watches: usize::MAX }
     }
 }
 

@@ -45,6 +45,9 @@ pub(super) fn run(
         let now = Instant::now();
         if ready.events {
             read(&mut tree, sink)?;
+            if tree.is_littered() {
+                tree.renew("the watches were armed anew", now, sink);
+            }
         }
         if ready.mounts {
             tree.compare_all(now, sink);
@@ -80,8 +83,10 @@ fn wait(
         Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
             .unwrap_or(PollTimeout::MAX),
     };
+    let [inotify, fanotify] = tree.fds();
     let sources = [
-        (tree.as_fd(), PollFlags::POLLIN),
+        (inotify, PollFlags::POLLIN),
+        (fanotify, PollFlags::POLLIN),
         (Some(wake), PollFlags::POLLIN),
         (mounts.map(AsFd::as_fd), PollFlags::POLLPRI),
         (clock.map(AsFd::as_fd), PollFlags::POLLIN),
@@ -98,9 +103,9 @@ fn wait(
         Err(Errno::EINTR) => return Ok(Ready::default()),
         Err(errno) => return Err(WatchError::Wait(errno.into())),
     }
-    let [events, wake, mounts, clock] =
+    let [inotify, fanotify, wake, mounts, clock] =
         places.map(|place| place.and_then(|place| fds.get(place)).and_then(PollFd::any).unwrap_or(false));
-    Ok(Ready { events, wake, mounts, clock })
+    Ok(Ready { events: inotify || fanotify, wake, mounts, clock })
 }
 
 fn clear(wake: BorrowedFd<'_>) -> Result<(), WatchError> {

@@ -9,14 +9,14 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::inotify::ReadFlags;
 use rustix::io::Errno;
 
-use super::source::{ArmError, Event, Source, Wd};
+use super::source::{ArmError, Event, Flags, Source, Wd};
 use super::walk::{self, Directory, End, Glance};
-use super::{Coverage, Hint, How, Interest, Options, Sink, Stats, Touch, Touched};
+use super::{Coverage, Hint, How, Interest, Options, Sink, Stats, Touch, Touched, Witness};
 use crate::resource::ResourceId;
 
 /// Time between looks where watches could not be had.
@@ -26,15 +26,11 @@ const POLL: Duration = Duration::from_secs(1);
 const POLL_SILENT: Duration = Duration::from_secs(5);
 
 /// Events after which a name may mean something else than before.
-const STRUCTURE: ReadFlags = ReadFlags::CREATE
-    .union(ReadFlags::DELETE)
-    .union(ReadFlags::MOVED_FROM)
-    .union(ReadFlags::MOVED_TO)
-    .union(ReadFlags::ATTRIB);
+const STRUCTURE: Flags =
+    Flags::CREATE.union(Flags::DELETE).union(Flags::MOVED_FROM).union(Flags::MOVED_TO).union(Flags::ATTRIB);
 
 /// Events after which a watched inode is no longer where it was.
-const GONE: ReadFlags =
-    ReadFlags::IGNORED.union(ReadFlags::UNMOUNT).union(ReadFlags::DELETE_SELF).union(ReadFlags::MOVE_SELF);
+const GONE: Flags = Flags::IGNORED.union(Flags::UNMOUNT).union(Flags::DELETE_SELF).union(Flags::MOVE_SELF);
 
 type SpineId = u64;
 
@@ -79,11 +75,19 @@ impl Watch {
 /// What a batch of events asks for.
 #[derive(Debug, Default)]
 struct Batch {
-    /// Names that something happened to, and whether they may be another inode now.
-    touched: BTreeMap<(SpineId, OsString), Inode>,
-    /// Spines whose way may have changed.
-    rebuild: BTreeSet<SpineId>,
+    /// Names that something happened to.
+    touched: BTreeMap<(SpineId, OsString), Happened>,
+    /// Spines whose way may have changed, and who changed it.
+    rebuild: BTreeMap<SpineId, Option<Arc<Witness>>>,
     overflowed: bool,
+}
+
+/// What happened to a name.
+#[derive(Debug)]
+struct Happened {
+    inode: Inode,
+    /// Who did the last of it.
+    by: Option<Arc<Witness>>,
 }
 
 /// Whether a name still means the inode that it meant at the last look.
@@ -114,7 +118,7 @@ impl Tree {
         Self {
             root_mount: walk::mount_of(&root),
             root,
-            source: Source::open(options.max_watches),
+            source: Source::open(options),
             spines: BTreeMap::new(),
             by_parent: HashMap::new(),
             watches: HashMap::new(),
@@ -125,8 +129,8 @@ impl Tree {
         }
     }
 
-    pub(super) fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.source.as_fd()
+    pub(super) fn fds(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        self.source.fds()
     }
 
     /// Makes `interests` the whole of what is watched. What is in both the old and the new set stays armed throughout.
@@ -182,7 +186,7 @@ impl Tree {
         let Self { source, spines, watches, .. } = self;
         let mut ignored = Vec::new();
         let n_events = source.read(|event| {
-            if event.flags.contains(ReadFlags::IGNORED) {
+            if event.flags.intersects(Flags::IGNORED) {
                 ignored.push(event.wd);
             }
             dispatch(event, watches, spines, &mut batch);
@@ -200,25 +204,25 @@ impl Tree {
             return Ok(n_events);
         }
         // Whatever came by a way that may no longer be the way is looked at by the new one, below.
-        batch.touched.retain(|(id, _), _| !batch.rebuild.contains(id));
+        batch.touched.retain(|(id, _), _| !batch.rebuild.contains_key(id));
         let mut look = BTreeSet::new();
-        for (id, name) in batch.touched.keys() {
-            self.touch(*id, name, sink, &mut look);
+        for ((id, name), happened) in &batch.touched {
+            self.touch(*id, name, happened.by.as_ref(), sink, &mut look);
         }
         // Told before anything else is done: the looks below take longer than these.
         if !look.is_empty() {
             sink.hint(Hint::Look(std::mem::take(&mut look)));
         }
-        for id in &batch.rebuild {
+        for (id, by) in &batch.rebuild {
             self.rebuild(*id, now);
             for name in self.names(*id) {
-                self.touch(*id, &name, sink, &mut look);
+                self.touch(*id, &name, by.as_ref(), sink, &mut look);
             }
         }
-        for ((id, name), _) in batch.touched.into_iter().filter(|(_, inode)| *inode == Inode::PerhapsAnother) {
+        for ((id, name), happened) in &batch.touched {
             // A change between the event and the arming of a new mark would have gone unnoticed.
-            if !self.recheck(id, &name, now).is_empty() {
-                self.touch(id, &name, sink, &mut look);
+            if happened.inode == Inode::PerhapsAnother && !self.recheck(*id, name, now).is_empty() {
+                self.touch(*id, name, happened.by.as_ref(), sink, &mut look);
             }
         }
         if !look.is_empty() {
@@ -228,7 +232,14 @@ impl Tree {
     }
 
     /// Shows a name to the sink; adds its resources to `look` when the sink leaves it open.
-    fn touch(&self, id: SpineId, name: &OsStr, sink: &mut dyn Sink, look: &mut BTreeSet<ResourceId>) {
+    fn touch(
+        &self,
+        id: SpineId,
+        name: &OsStr,
+        by: Option<&Arc<Witness>>,
+        sink: &mut dyn Sink,
+        look: &mut BTreeSet<ResourceId>,
+    ) {
         let Some(spine) = self.spines.get(&id) else { return };
         let Some(target) = spine.targets.get(name) else { return };
         let opened;
@@ -245,6 +256,7 @@ impl Tree {
                 mount: directory.mount(),
                 name,
                 resources: &target.resources,
+                by,
             })
         });
         match touched {
@@ -262,6 +274,18 @@ impl Tree {
     pub(super) fn compare_all(&mut self, now: Instant, sink: &mut dyn Sink) {
         let ids: Vec<SpineId> = self.spines.keys().copied().collect();
         self.compare(&ids, now, sink);
+    }
+
+    /// Gives every watch back, arms everything anew, and says that everything is to be looked at.
+    pub(super) fn renew(&mut self, why: &'static str, now: Instant, sink: &mut dyn Sink) {
+        self.source.renew();
+        self.rebuild_all(now);
+        sink.hint(Hint::Everything { why });
+    }
+
+    /// Whether so much is watched that is no longer wanted that it is time for [`Tree::renew`].
+    pub(super) fn is_littered(&self) -> bool {
+        self.source.is_littered()
     }
 
     /// Looks at the polled spines that are due.
@@ -545,33 +569,50 @@ fn split(path: &Path) -> Option<(PathBuf, OsString)> {
 
 /// Finds out whom an event concerns. For a name that is nobody's interest this is two lookups.
 fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<SpineId, Spine>, batch: &mut Batch) {
-    if event.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+    if event.flags.intersects(Flags::OVERFLOW) {
         batch.overflowed = true;
         return;
     }
     let Some(watch) = watches.get(&event.wd) else { return };
     let changes_structure = event.flags.intersects(STRUCTURE);
+    // Only what concerns somebody is asked about: asking costs more than all the rest here.
+    let mut rebuild = |ids: &mut dyn Iterator<Item = &SpineId>| {
+        for id in ids {
+            note(batch.rebuild.entry(*id).or_default(), event);
+        }
+    };
     if event.flags.intersects(GONE) {
-        batch.rebuild.extend(watch.ends.iter().chain(watch.steps.values().flatten()));
+        rebuild(&mut watch.ends.iter().chain(watch.steps.values().flatten()));
+    }
+    let name = OsStr::from_bytes(event.name);
+    if changes_structure && let Some(ids) = watch.steps.get(name) {
+        rebuild(&mut ids.iter());
     }
     let inode = if changes_structure || event.flags.intersects(GONE) { Inode::PerhapsAnother } else { Inode::Same };
     let mut touched = |id: SpineId, name: &OsStr| {
         if spines.get(&id).is_some_and(|spine| spine.targets.contains_key(name)) {
-            let known = batch.touched.entry((id, name.to_owned())).or_insert(inode);
-            *known = inode.max(*known);
+            let unknown = Happened { inode, by: None };
+            let happened = batch.touched.entry((id, name.to_owned())).or_insert(unknown);
+            happened.inode = inode.max(happened.inode);
+            note(&mut happened.by, event);
         }
     };
     if event.name.is_empty() {
         for (id, name) in &watch.marks {
             touched(*id, name);
         }
-        return;
+    } else {
+        for id in &watch.ends {
+            touched(*id, name);
+        }
     }
-    let name = OsStr::from_bytes(event.name);
-    for id in &watch.ends {
-        touched(*id, name);
-    }
-    if changes_structure && let Some(ids) = watch.steps.get(name) {
-        batch.rebuild.extend(ids);
+}
+
+/// Remembers who caused an event, unless it was this very process: its own repairs are no drift.
+fn note(by: &mut Option<Arc<Witness>>, event: &Event<'_>) {
+    if let Some(witness) = event.witness()
+        && (by.is_none() || witness.pid != Some(std::process::id()))
+    {
+        *by = Some(witness);
     }
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use rekindle::host::fanotify::Group;
 use rekindle::resource::{Kind, ResourceId};
-use rekindle::watch::{DirtySet, Hint, Interest, Options, Watcher};
+use rekindle::watch::{DirtySet, Hint, Interest, Options, Sources, Watcher};
 
 /// Longer than any busy machine needs; reached only by a test that fails.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -28,10 +29,23 @@ pub fn interest(path: &str) -> Interest {
     Interest { path: PathBuf::from(path), resource: id(path) }
 }
 
+/// Runs a test with every source of events that can be had, which for root is all of them.
+pub fn for_each_source(test: impl Fn(Sources)) {
+    eprintln!("with inotify only");
+    test(Sources::InotifyOnly);
+    if nix::unistd::geteuid().is_root() || std::env::var_os("CI").is_some() {
+        Group::open().unwrap();
+        eprintln!("with fanotify");
+        test(Sources::All);
+    } else {
+        eprintln!("not run with fanotify: it needs root");
+    }
+}
+
 impl Guard {
     /// Prepares a root, then watches `paths` beneath it.
-    pub fn new(paths: &[&str], prepare: impl FnOnce(&Path)) -> Self {
-        Self::with(Options::default(), paths, prepare)
+    pub fn new(sources: Sources, paths: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+        Self::with(Options { sources, ..Options::default() }, paths, prepare)
     }
 
     pub fn with(options: Options, paths: &[&str], prepare: impl FnOnce(&Path)) -> Self {

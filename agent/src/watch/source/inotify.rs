@@ -1,7 +1,4 @@
 //! The kernel's inotify interface: one instance, counted watches, events read in large batches.
-//!
-//! Watches are armed through a descriptor that was opened without following a link, so that what is watched is exactly
-//! what was looked at, whatever happens to its name meanwhile.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -11,8 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
-/// Identifies a watched inode within the instance. The kernel does not reuse numbers.
-pub(super) type Wd = i32;
+use super::{ArmError, Event, Flags, Purpose, Wd};
 
 /// Size of the read buffer: thousands of events at once.
 const BUFFER: usize = 256 * 1024;
@@ -44,66 +40,24 @@ const FILE_ITSELF: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF);
 
-/// What a watch is for; it selects the events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Names in a directory.
-    Entries,
-    /// A directory's own attributes.
-    DirectoryItself,
-    /// A regular file's own content and attributes.
-    FileItself,
-}
-
-/// One event. The name is empty when it concerns the watched inode itself.
-#[derive(Debug)]
-pub(super) struct Event<'a> {
-    pub(super) wd: Wd,
-    pub(super) flags: ReadFlags,
-    pub(super) name: &'a [u8],
-}
-
-/// Why a watch could not be armed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ArmError {
-    /// No instance could be had.
-    NoInstance(Errno),
-    /// No more watches can be had.
-    NoWatches,
-    /// The kernel refused this one.
-    Refused(Errno),
-}
-
-impl std::fmt::Display for ArmError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NoInstance(Errno::MFILE) => {
-                f.write_str("no inotify instance left; raise fs.inotify.max_user_instances")
-            }
-            Self::NoInstance(errno) => write!(f, "no inotify instance: {errno}"),
-            Self::NoWatches => f.write_str("no inotify watch left; raise fs.inotify.max_user_watches"),
-            Self::Refused(errno) => write!(f, "inotify refuses: {errno}"),
-        }
-    }
-}
-
 /// The instance and its watches.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct Inotify {
     instance: Result<OwnedFd, Errno>,
+    /// Which instance it is: each numbers its watches from one.
+    number: u32,
     buffer: Vec<MaybeUninit<u8>>,
     held: HashSet<Wd>,
-    max_watches: usize,
     /// Scratch for the path of a descriptor.
     link: String,
 }
 
-impl Source {
+impl Inotify {
     /// Opens the instance. Without one every arming fails and says why.
-    pub(super) fn open(max_watches: usize) -> Self {
+    pub(super) fn open() -> Self {
         let instance = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
         let buffer = vec![MaybeUninit::uninit(); BUFFER];
-        Self { instance, buffer, held: HashSet::new(), max_watches, link: String::new() }
+        Self { instance, number: 0, buffer, held: HashSet::new(), link: String::new() }
     }
 
     /// Tries again to get an instance, if there is none.
@@ -111,6 +65,14 @@ impl Source {
         if self.instance.is_err() {
             self.instance = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
         }
+    }
+
+    /// Begins anew with another instance. The old one goes first: there may be no second.
+    pub(super) fn renew(&mut self) {
+        self.instance = Err(Errno::MFILE);
+        self.number += 1;
+        self.held.clear();
+        self.reopen();
     }
 
     /// What to poll for events.
@@ -123,8 +85,8 @@ impl Source {
         self.held.len()
     }
 
-    /// Watches the inode behind `target`, in addition to what it is already watched for. Idempotent.
-    pub(super) fn arm(&mut self, target: BorrowedFd<'_>, purpose: Purpose) -> Result<Wd, ArmError> {
+    /// Watches the inode behind `target`, if it is watched already or there is `room` for one more.
+    pub(super) fn arm(&mut self, target: BorrowedFd<'_>, purpose: Purpose, room: usize) -> Result<Wd, ArmError> {
         let instance = self.instance.as_ref().map_err(|errno| ArmError::NoInstance(*errno))?;
         let flags = match purpose {
             Purpose::Entries => DIRECTORY,
@@ -133,13 +95,14 @@ impl Source {
         };
         self.link.clear();
         write!(self.link, "/proc/self/fd/{}", target.as_raw_fd()).expect("writing to a String cannot fail");
-        let wd = match inotify::add_watch(instance, self.link.as_str(), flags | WatchFlags::MASK_ADD) {
-            Ok(wd) => wd,
+        let number = match inotify::add_watch(instance, self.link.as_str(), flags | WatchFlags::MASK_ADD) {
+            Ok(number) => number,
             Err(Errno::NOSPC | Errno::NOMEM) => return Err(ArmError::NoWatches),
             Err(errno) => return Err(ArmError::Refused(errno)),
         };
-        if !self.held.contains(&wd) && self.held.len() >= self.max_watches {
-            remove(instance, wd);
+        let wd = Wd::inotify(self.number, number);
+        if !self.held.contains(&wd) && room == 0 {
+            remove(instance, number);
             return Err(ArmError::NoWatches);
         }
         self.held.insert(wd);
@@ -149,9 +112,10 @@ impl Source {
     /// Gives a watch back.
     pub(super) fn disarm(&mut self, wd: Wd) {
         if self.held.remove(&wd)
+            && let Some(number) = wd.within(self.number)
             && let Ok(instance) = &self.instance
         {
-            remove(instance, wd);
+            remove(instance, number);
         }
     }
 
@@ -169,7 +133,8 @@ impl Source {
             match events.next() {
                 Ok(event) => {
                     let name = event.file_name().map_or(&[][..], std::ffi::CStr::to_bytes);
-                    on_event(&Event { wd: event.wd(), flags: event.events(), name });
+                    let wd = Wd::inotify(self.number, event.wd());
+                    on_event(&Event::new(wd, flags(event.events()), name, None));
                     n += 1;
                 }
                 Err(Errno::AGAIN | Errno::INTR) => return Ok(n),
@@ -182,11 +147,22 @@ impl Source {
     }
 }
 
+fn flags(events: ReadFlags) -> Flags {
+    let mut flags = Flags::from_kernel(events.bits());
+    if events.contains(ReadFlags::UNMOUNT) {
+        flags = flags.union(Flags::UNMOUNT);
+    }
+    if events.contains(ReadFlags::IGNORED) {
+        flags = flags.union(Flags::IGNORED);
+    }
+    flags
+}
+
 /// A watch that is already gone is not an error: the kernel removes it when its inode goes.
-fn remove(instance: &OwnedFd, wd: Wd) {
-    if let Err(errno) = inotify::remove_watch(instance, wd)
+fn remove(instance: &OwnedFd, number: i32) {
+    if let Err(errno) = inotify::remove_watch(instance, number)
         && errno != Errno::INVAL
     {
-        tracing::debug!(wd, %errno, "cannot remove an inotify watch");
+        tracing::debug!(number, %errno, "cannot remove an inotify watch");
     }
 }
