@@ -13,6 +13,8 @@ pub mod packages;
 pub mod pidfd;
 pub mod root;
 pub mod units;
+mod uring;
+pub mod verify;
 
 use std::io;
 use std::path::Path;

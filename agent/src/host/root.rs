@@ -7,7 +7,7 @@
 
 mod attributes;
 mod metadata;
-mod resolve;
+pub(in crate::host) mod resolve;
 mod temporary;
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,7 @@ mod tests;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +57,11 @@ impl Root {
     /// Where it was opened, for messages and for tools that take a root themselves.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// An `O_PATH` descriptor of it.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// Whether this is the running system's own root.

@@ -20,6 +20,11 @@ use crate::resource::AbsPath;
 /// As many links as the kernel itself would follow.
 const MAX_LINKS: usize = 40;
 
+/// How a directory is opened when no link is on the way.
+pub(in crate::host) const DIRECTORY_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(in crate::host) const DIRECTORY_RESOLVE: ResolveFlags =
+    ResolveFlags::IN_ROOT.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
 /// Where a path's last component is.
 pub(super) enum Place {
     /// The path is the root itself.
@@ -53,14 +58,12 @@ impl Root {
     }
 
     /// Opens a directory (`O_PATH`) by absolute path; `None` when it does not exist or is no directory.
-    pub(super) fn directory(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn directory(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
         let relative = path.strip_prefix("/").unwrap_or(path);
         if relative.as_os_str().is_empty() {
             return self.dir.try_clone().map(Some);
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(&self.dir, relative, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(&self.dir, relative, DIRECTORY_FLAGS, Mode::empty(), DIRECTORY_RESOLVE) {
             Ok(dir) => Ok(Some(dir)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             // A link is among them, or the kernel (or a system call filter) does not know `openat2`.
