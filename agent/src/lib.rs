@@ -12,6 +12,7 @@
 //! - [`resource`] holds the nouns: one file for each kind, with what is desired, what is observed, and their difference.
 //! - [`converge`] holds the verbs: observe, plan, apply, verify; and [`converge::health`], which decides what a failure means.
 //! - [`host`] is the only door to the operating system.
+//! - [`actor`] says who: what is known of a process that changed something, and how sure that is.
 //! - [`watch`] says where to look, never what happened; [`schedule`] says when.
 //! - [`record`] is the small durable state: journal, backups, debts, pauses. Losing it costs history, never safety.
 //! - [`spool`] is what crosses between the agent, which is root and has no network, and the [`courier`], which has the network and no privilege.
@@ -23,6 +24,7 @@
 //! - A plan is a value: `noop` stops before the executor; it is not a flag that the executor honours.
 //! - Root never touches the network. `tests/layering.rs` reads the `use` lines and holds the modules to it.
 
+pub mod actor;
 pub mod agent;
 pub mod cli;
 pub mod config;

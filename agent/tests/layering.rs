@@ -137,7 +137,7 @@ const RULES: &[Rule] = &[
         except: &[],
     },
     Rule {
-        rule: "the schedule and the health state machine are pure",
+        rule: "the schedule, the health state machine and what is said of an actor are pure",
         forbidden: &[
             "crate::host",
             "std::fs",
@@ -148,6 +148,8 @@ const RULES: &[Rule] = &[
         ],
         but: &[],
         applies_to: &[
+            "actor.rs",
+            "actor",
             "schedule.rs",
             "schedule",
             "converge/health.rs",

@@ -11,6 +11,7 @@ pub mod fake;
 pub mod fanotify;
 pub mod packages;
 pub mod pidfd;
+pub mod process;
 pub mod root;
 pub mod units;
 mod uring;
