@@ -360,7 +360,7 @@ fn names_that_are_no_text_are_bytes() {
         let name = OsStr::from_bytes(b"caf\xe9\xff");
         let guard = Guard::new(sources, &[], |root| fs::create_dir(root.join("d")).unwrap());
         guard.watcher.set_interests(vec![rekindle::watch::Interest {
-            path: Path::new("/d").join(name),
+            path: Path::new("/d").join(name).into(),
             resource: watch_common::id("/d/t"),
         }]);
         write(guard.at("/d").join(name), "x");

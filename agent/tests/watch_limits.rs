@@ -102,8 +102,12 @@ fn where_watches_run_out_paths_are_polled_and_coverage_says_so() {
             fs::create_dir(root.join("d")).unwrap();
             write(root.join("d/t"), "good");
         });
-        let how: HashMap<PathBuf, How> =
-            guard.watcher.coverage().into_iter().map(|coverage| (coverage.interest.path, coverage.how)).collect();
+        let how: HashMap<PathBuf, How> = guard
+            .watcher
+            .coverage()
+            .into_iter()
+            .map(|coverage| (coverage.interest.path.to_path_buf(), coverage.how))
+            .collect();
         assert_eq!(how[Path::new("/top")], How::Watched);
         assert!(matches!(&how[Path::new("/d/t")], How::Polled { why } if why.contains("max_user_watches")), "{how:?}");
         assert_eq!(guard.watcher.stats().n_watches, 1);

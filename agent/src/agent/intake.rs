@@ -1,7 +1,5 @@
 //! What comes in: the policy in force, and what the courier wrote. Every byte of it is hostile until checked.
 
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -14,7 +12,7 @@ use crate::policy::compile::Inputs;
 use crate::policy::facts::HostView;
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
-use crate::watch::Interest;
+use crate::watch::{Interest, SharedPath};
 
 impl Worker {
     /// Puts the recorded revision in force again.
@@ -53,18 +51,20 @@ impl Worker {
 
     /// What to watch for the resources of a policy.
     pub(super) fn interests(&self, in_force: &InForce) -> (Vec<Interest>, Vec<UnitName>) {
-        let databases = self.host.packages.database_paths();
+        let databases: Vec<SharedPath> =
+            self.host.packages.database_paths().into_iter().map(SharedPath::from).collect();
+        let accounts = ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"].map(SharedPath::from);
         let mut interests = Vec::new();
         let mut units = Vec::new();
-        let mut watch = |path: PathBuf, id: &ResourceId| interests.push(Interest { path, resource: id.clone() });
+        let mut watch = |path: SharedPath, id: &ResourceId| interests.push(Interest { path, resource: id.clone() });
         for resource in in_force.state.resources() {
             let watched = resource.watched();
             for path in &watched.paths {
-                watch(path.as_path().to_owned(), &resource.id);
+                watch(path.into(), &resource.id);
             }
             if watched.accounts {
-                for path in ["/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow"] {
-                    watch(PathBuf::from(path), &resource.id);
+                for path in &accounts {
+                    watch(path.clone(), &resource.id);
                 }
             }
             if watched.packages {

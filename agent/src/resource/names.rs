@@ -72,6 +72,11 @@ impl AbsPath {
         Path::new(&*self.0)
     }
 
+    /// The text, for whoever keeps it as well.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
+
     /// The containing directory; `None` for `/`.
     pub fn parent(&self) -> Option<AbsPath> {
         let (parent, name) = self.0.rsplit_once('/')?;

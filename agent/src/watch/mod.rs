@@ -26,19 +26,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::resource::ResourceId;
 
+mod path;
 mod reader;
 mod source;
+mod targets;
 mod tree;
 pub mod units;
 mod walk;
 
+pub use path::SharedPath;
 pub use source::Witness;
 
 /// A path that a resource depends on. Several resources may share one path, such as `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interest {
     /// Absolute and normalised, as the managed host spells it; it need not exist.
-    pub path: PathBuf,
+    pub path: SharedPath,
     /// Whom to look at when something happens to it.
     pub resource: ResourceId,
 }
@@ -64,8 +67,8 @@ pub struct Touch<'a> {
     pub mount: u64,
     /// The name in it.
     pub name: &'a OsStr,
-    /// Whom it concerns.
-    pub resources: &'a BTreeSet<ResourceId>,
+    /// Whom it concerns, in order, each once.
+    pub resources: &'a [ResourceId],
     /// Who did it, or the last of them; `None` where that cannot be known.
     pub by: Option<&'a Arc<Witness>>,
 }

@@ -6,15 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::hash::RandomState;
+use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 
 use super::source::{ArmError, Event, Flags, Source, Wd};
+use super::targets::{self, Seen, Targets};
 use super::walk::{self, Directory, End, Glance};
 use super::{Coverage, Hint, How, Interest, Options, Sink, Stats, Touch, Touched, Witness};
 use crate::resource::ResourceId;
@@ -39,20 +42,12 @@ struct Spine {
     parent: PathBuf,
     /// What it holds: watches with the name looked up in them; `None` for the directory that it ends at.
     holds: HashSet<(Wd, Option<OsString>)>,
-    targets: HashMap<OsString, Target>,
+    targets: Targets,
     /// The directory that it led to at the last walk, to look at a touched name through. Kept open only on the mount of the
     /// root: an open descriptor would keep any other mount from being unmounted.
     directory: Option<Directory>,
     how: How,
     poll: Option<(Instant, Duration)>,
-}
-
-#[derive(Debug)]
-struct Target {
-    resources: BTreeSet<ResourceId>,
-    seen: Glance,
-    fresh: bool,
-    mark: Option<Wd>,
 }
 
 /// The users of one watched inode.
@@ -75,8 +70,8 @@ impl Watch {
 /// What a batch of events asks for.
 #[derive(Debug, Default)]
 struct Batch {
-    /// Names that something happened to.
-    touched: BTreeMap<(SpineId, OsString), Happened>,
+    /// Targets that something happened to, by their place in the spine.
+    touched: BTreeMap<(SpineId, usize), Happened>,
     /// Spines whose way may have changed, and who changed it.
     rebuild: BTreeMap<SpineId, Option<Arc<Witness>>>,
     overflowed: bool,
@@ -104,6 +99,8 @@ pub(super) struct Tree {
     /// Id of the mount that the root is on, if the kernel tells.
     root_mount: Option<u64>,
     source: Source,
+    /// Key of the digests of what was seen.
+    key: RandomState,
     spines: BTreeMap<SpineId, Spine>,
     by_parent: HashMap<PathBuf, SpineId>,
     watches: HashMap<Wd, Watch>,
@@ -119,6 +116,7 @@ impl Tree {
             root_mount: walk::mount_of(&root),
             root,
             source: Source::open(options),
+            key: RandomState::new(),
             spines: BTreeMap::new(),
             by_parent: HashMap::new(),
             watches: HashMap::new(),
@@ -135,45 +133,28 @@ impl Tree {
 
     /// Makes `interests` the whole of what is watched. What is in both the old and the new set stays armed throughout.
     pub(super) fn set_interests(&mut self, interests: Vec<Interest>, now: Instant) {
-        self.refused.clear();
-        let mut wanted: BTreeMap<PathBuf, HashMap<OsString, BTreeSet<ResourceId>>> = BTreeMap::new();
-        for interest in interests {
-            match split(&interest.path) {
-                Some((parent, name)) => {
-                    let targets = wanted.entry(parent).or_default();
-                    targets.entry(name).or_default().insert(interest.resource);
-                }
-                None => self.refused.push(interest),
-            }
-        }
-        let dropped: Vec<SpineId> =
-            self.by_parent.iter().filter(|(parent, _)| !wanted.contains_key(*parent)).map(|(_, id)| *id).collect();
-        for (parent, mut targets) in wanted {
-            let id = self.spine_for(parent);
+        let (mut wanted, refused): (Vec<_>, _) =
+            interests.into_iter().partition(|interest| walk::components(&interest.path).is_some());
+        self.refused = refused;
+        targets::sort(&mut wanted);
+        let mut kept = HashSet::new();
+        let mut wanted = wanted.into_iter().peekable();
+        while let Some(first) = wanted.next() {
+            let parent = first.path.split().0.to_owned();
+            let of_parent = std::iter::from_fn(|| wanted.next_if(|next| next.path.split().0 == parent));
+            let interests: Vec<Interest> = std::iter::once(first).chain(of_parent).collect();
+            let id = self.spine_for(PathBuf::from(parent));
+            kept.insert(id);
             let Some(spine) = self.spines.get_mut(&id) else { continue };
-            let mut released = Vec::new();
-            spine.targets.retain(|name, target| match targets.remove(name) {
-                Some(resources) => {
-                    target.resources = resources;
-                    true
-                }
-                None => {
-                    released.extend(target.mark.map(|wd| (wd, name.clone())));
-                    false
-                }
-            });
-            let is_new = spine.holds.is_empty() || !targets.is_empty();
-            for (name, resources) in targets {
-                let target = Target { resources, seen: Glance::Absent, fresh: false, mark: None };
-                spine.targets.insert(name, target);
-            }
-            if is_new {
+            let replaced = spine.targets.replace(interests);
+            if spine.holds.is_empty() || replaced.has_new {
                 self.rebuild(id, now);
             }
-            for (wd, name) in released {
-                self.release_mark(wd, id, &name);
+            for (wd, path) in replaced.released {
+                self.release_mark(wd, id, path.split().1);
             }
         }
+        let dropped: Vec<SpineId> = self.spines.keys().copied().filter(|id| !kept.contains(id)).collect();
         for id in dropped {
             self.remove_spine(id);
         }
@@ -206,8 +187,8 @@ impl Tree {
         // Whatever came by a way that may no longer be the way is looked at by the new one, below.
         batch.touched.retain(|(id, _), _| !batch.rebuild.contains_key(id));
         let mut look = BTreeSet::new();
-        for ((id, name), happened) in &batch.touched {
-            self.touch(*id, name, happened.by.as_ref(), sink, &mut look);
+        for ((id, index), happened) in &batch.touched {
+            self.touch(*id, *index, happened.by.as_ref(), sink, &mut look);
         }
         // Told before anything else is done: the looks below take longer than these.
         if !look.is_empty() {
@@ -215,14 +196,14 @@ impl Tree {
         }
         for (id, by) in &batch.rebuild {
             self.rebuild(*id, now);
-            for name in self.names(*id) {
-                self.touch(*id, &name, by.as_ref(), sink, &mut look);
+            for index in self.all(*id) {
+                self.touch(*id, index, by.as_ref(), sink, &mut look);
             }
         }
-        for ((id, name), happened) in &batch.touched {
+        for ((id, index), happened) in &batch.touched {
             // A change between the event and the arming of a new mark would have gone unnoticed.
-            if happened.inode == Inode::PerhapsAnother && !self.recheck(*id, name, now).is_empty() {
-                self.touch(*id, name, happened.by.as_ref(), sink, &mut look);
+            if happened.inode == Inode::PerhapsAnother && !self.recheck(*id, *index, now).is_empty() {
+                self.touch(*id, *index, happened.by.as_ref(), sink, &mut look);
             }
         }
         if !look.is_empty() {
@@ -231,17 +212,17 @@ impl Tree {
         Ok(n_events)
     }
 
-    /// Shows a name to the sink; adds its resources to `look` when the sink leaves it open.
+    /// Shows a target to the sink; adds its resources to `look` when the sink leaves it open.
     fn touch(
         &self,
         id: SpineId,
-        name: &OsStr,
+        index: usize,
         by: Option<&Arc<Witness>>,
         sink: &mut dyn Sink,
         look: &mut BTreeSet<ResourceId>,
     ) {
         let Some(spine) = self.spines.get(&id) else { return };
-        let Some(target) = spine.targets.get(name) else { return };
+        let Some(target) = spine.targets.at(index) else { return };
         let opened;
         let directory = match &spine.directory {
             Some(directory) => Some(directory),
@@ -254,19 +235,20 @@ impl Tree {
             sink.touched(&Touch {
                 directory: directory.as_fd(),
                 mount: directory.mount(),
-                name,
-                resources: &target.resources,
+                name: target.name(),
+                resources: target.resources(),
                 by,
             })
         });
         match touched {
             Some(Touched::Settled) => {}
-            Some(Touched::Look) | None => look.extend(target.resources.iter().cloned()),
+            Some(Touched::Look) | None => look.extend(target.resources().iter().cloned()),
         }
     }
 
-    fn names(&self, id: SpineId) -> Vec<OsString> {
-        self.spines.get(&id).map(|spine| spine.targets.keys().cloned().collect()).unwrap_or_default()
+    /// The places of all targets of a spine.
+    fn all(&self, id: SpineId) -> Range<usize> {
+        0..self.spines.get(&id).map_or(0, |spine| spine.targets.len())
     }
 
     /// Walks every spine again, as after mounts changed, and passes on what is another thing than before. Mounts come and
@@ -310,14 +292,13 @@ impl Tree {
     pub(super) fn coverage(&self) -> Vec<Coverage> {
         let mut all: Vec<Coverage> = Vec::new();
         for spine in self.spines.values() {
-            for (name, target) in &spine.targets {
-                let path = if name == OsStr::new(".") { spine.parent.clone() } else { spine.parent.join(name) };
-                let how = match &target.seen {
-                    Glance::Unreadable(errno) => How::Blind { why: format!("cannot look at it: {errno}") },
-                    Glance::Present(_) | Glance::Absent => spine.how.clone(),
+            for target in spine.targets.iter() {
+                let how = match target.seen {
+                    Seen::Unreadable(errno) => How::Blind { why: format!("cannot look at it: {errno}") },
+                    Seen::Present { .. } | Seen::Absent => spine.how.clone(),
                 };
-                all.extend(target.resources.iter().map(|resource| Coverage {
-                    interest: Interest { path: path.clone(), resource: resource.clone() },
+                all.extend(target.resources().iter().map(|resource| Coverage {
+                    interest: Interest { path: target.path().clone(), resource: resource.clone() },
                     how: how.clone(),
                 }));
             }
@@ -344,7 +325,7 @@ impl Tree {
         let spine = Spine {
             parent,
             holds: HashSet::new(),
-            targets: HashMap::new(),
+            targets: Targets::default(),
             directory: None,
             how: How::Watched,
             poll: None,
@@ -356,9 +337,9 @@ impl Tree {
     fn remove_spine(&mut self, id: SpineId) {
         let Some(spine) = self.spines.remove(&id) else { return };
         self.by_parent.remove(&spine.parent);
-        for (name, target) in &spine.targets {
-            if let Some(wd) = target.mark {
-                self.release_mark(wd, id, name);
+        for target in spine.targets.iter() {
+            if let Some(wd) = target.mark() {
+                self.release_mark(wd, id, target.name());
             }
         }
         for hold in &spine.holds {
@@ -367,8 +348,8 @@ impl Tree {
     }
 
     fn resources(&self, id: SpineId) -> BTreeSet<ResourceId> {
-        let targets = self.spines.get(&id).into_iter().flat_map(|spine| spine.targets.values());
-        targets.flat_map(|target| target.resources.iter().cloned()).collect()
+        let targets = self.spines.get(&id).into_iter().flat_map(|spine| spine.targets.iter());
+        targets.flat_map(|target| target.resources().iter().cloned()).collect()
     }
 
     fn rebuild_all(&mut self, now: Instant) {
@@ -399,26 +380,26 @@ impl Tree {
     /// Walks a spine again, arms what it needs, gives back what it no longer needs, and looks at its targets. Returns the
     /// resources of those that differ from the last look.
     fn rebuild(&mut self, id: SpineId, now: Instant) -> BTreeSet<ResourceId> {
-        let names = self.names(id);
-        self.look(id, &names, now).differing
+        self.look(id, self.all(id), now).differing
     }
 
-    /// Looks again at one name. Returns its resources when it had to be armed anew.
-    fn recheck(&mut self, id: SpineId, name: &OsStr, now: Instant) -> BTreeSet<ResourceId> {
+    /// Looks again at one target. Returns its resources when it had to be armed anew.
+    fn recheck(&mut self, id: SpineId, index: usize, now: Instant) -> BTreeSet<ResourceId> {
         let Some(spine) = self.spines.get(&id) else { return BTreeSet::new() };
-        let Some(directory) = &spine.directory else { return self.look(id, &[name.to_owned()], now).armed };
+        let Some(target) = spine.targets.at(index) else { return BTreeSet::new() };
+        let Some(directory) = &spine.directory else { return self.look(id, index..index + 1, now).armed };
         // The way here has not changed, or the whole spine would be walked again.
-        let (seen, armed) = walk::glance(directory, name, &mut self.source);
+        let (seen, armed) = walk::glance(directory, target.name(), &mut self.source);
         let mut looked = Looked::default();
         match armed {
-            Some(Err(_)) => return self.look(id, &[name.to_owned()], now).armed,
-            Some(Ok(wd)) => self.seen(id, name, seen, Some(wd), &mut looked),
-            None => self.seen(id, name, seen, None, &mut looked),
+            Some(Err(_)) => return self.look(id, index..index + 1, now).armed,
+            Some(Ok(wd)) => self.seen(id, index, &seen, Some(wd), &mut looked),
+            None => self.seen(id, index, &seen, None, &mut looked),
         }
         looked.armed
     }
 
-    fn look(&mut self, id: SpineId, names: &[OsString], now: Instant) -> Looked {
+    fn look(&mut self, id: SpineId, indices: Range<usize>, now: Instant) -> Looked {
         let mut looked = Looked::default();
         let Some(parent) = self.spines.get(&id).map(|spine| spine.parent.clone()) else { return looked };
         // Only validated paths become spines, so there always are components.
@@ -430,9 +411,10 @@ impl Tree {
             holds.insert((*wd, None));
         }
         self.hold(id, holds);
-        for name in names {
+        for index in indices {
+            let Some(target) = self.spines.get(&id).and_then(|spine| spine.targets.at(index)) else { continue };
             let (seen, armed) = match &walk.end {
-                End::Directory(directory) => walk::glance(directory, name, &mut self.source),
+                End::Directory(directory) => walk::glance(directory, target.name(), &mut self.source),
                 End::Missing => (Glance::Absent, None),
                 End::Unreadable(errno) => (Glance::Unreadable(*errno), None),
             };
@@ -444,7 +426,7 @@ impl Tree {
                 }
                 None => None,
             };
-            self.seen(id, name, seen, mark, &mut looked);
+            self.seen(id, index, &seen, mark, &mut looked);
         }
         self.cover(id, walk.failed, walk.silent, now);
         if let Some(spine) = self.spines.get_mut(&id) {
@@ -457,19 +439,20 @@ impl Tree {
     }
 
     /// Records one look at a target.
-    fn seen(&mut self, id: SpineId, name: &OsStr, seen: Glance, mark: Option<Wd>, looked: &mut Looked) {
-        let Some(target) = self.spines.get_mut(&id).and_then(|spine| spine.targets.get_mut(name)) else { return };
-        let fresh = seen.is_fresh(SystemTime::now());
-        if target.seen != seen || target.fresh {
-            looked.differing.extend(target.resources.iter().cloned());
+    fn seen(&mut self, id: SpineId, index: usize, seen: &Glance, mark: Option<Wd>, looked: &mut Looked) {
+        let Some(target) = self.spines.get_mut(&id).and_then(|spine| spine.targets.at_mut(index)) else { return };
+        let seen = Seen::new(seen, &self.key, SystemTime::now());
+        if target.seen.differs_from(seen) {
+            looked.differing.extend(target.resources().iter().cloned());
         }
         target.seen = seen;
-        target.fresh = fresh;
-        let before = std::mem::replace(&mut target.mark, mark);
+        let before = target.set_mark(mark);
         if before == mark {
             return;
         }
-        looked.armed.extend(target.resources.iter().cloned());
+        looked.armed.extend(target.resources().iter().cloned());
+        let path = target.path().clone();
+        let name = path.split().1;
         if let Some(wd) = mark {
             self.watches.entry(wd).or_default().marks.insert((id, name.to_owned()));
         }
@@ -530,7 +513,7 @@ impl Tree {
     /// Records how a spine is guarded, and when it is to be polled.
     fn cover(&mut self, id: SpineId, failed: Option<ArmError>, silent: Option<&'static str>, now: Instant) {
         let Some(spine) = self.spines.get_mut(&id) else { return };
-        let unreadable = spine.targets.values().any(|target| matches!(target.seen, Glance::Unreadable(_)));
+        let unreadable = spine.targets.iter().any(|target| matches!(target.seen, Seen::Unreadable(_)));
         let (how, interval) = match (failed, silent) {
             (Some(error), _) => (How::Polled { why: error.to_string() }, Some(POLL)),
             (None, Some(why)) => (How::Polled { why: why.to_owned() }, Some(POLL_SILENT)),
@@ -557,16 +540,6 @@ struct Looked {
     armed: BTreeSet<ResourceId>,
 }
 
-/// Splits a valid path into the directory and the name in it. The root is the name `.` in itself.
-fn split(path: &Path) -> Option<(PathBuf, OsString)> {
-    walk::components(path)?;
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Some((parent.to_owned(), name.to_owned())),
-        (None, _) => Some((path.to_owned(), OsString::from("."))),
-        (Some(_), None) => None,
-    }
-}
-
 /// Finds out whom an event concerns. For a name that is nobody's interest this is two lookups.
 fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<SpineId, Spine>, batch: &mut Batch) {
     if event.flags.intersects(Flags::OVERFLOW) {
@@ -590,9 +563,9 @@ fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<S
     }
     let inode = if changes_structure || event.flags.intersects(GONE) { Inode::PerhapsAnother } else { Inode::Same };
     let mut touched = |id: SpineId, name: &OsStr| {
-        if spines.get(&id).is_some_and(|spine| spine.targets.contains_key(name)) {
+        if let Some(index) = spines.get(&id).and_then(|spine| spine.targets.find(name)) {
             let unknown = Happened { inode, by: None };
-            let happened = batch.touched.entry((id, name.to_owned())).or_insert(unknown);
+            let happened = batch.touched.entry((id, index)).or_insert(unknown);
             happened.inode = inode.max(happened.inode);
             note(&mut happened.by, event);
         }

@@ -68,7 +68,7 @@ pub fn interests(unit: &UnitName) -> Vec<Interest> {
         paths.extend(TARGETS.iter().map(|target| directory.join(format!("{target}.wants")).join(unit.as_str())));
     }
     paths.push(Path::new("/usr/lib/systemd/system").join(unit.as_str()));
-    paths.into_iter().map(|path| Interest { path, resource: resource.clone() }).collect()
+    paths.into_iter().map(|path| Interest { path: path.into(), resource: resource.clone() }).collect()
 }
 
 /// Which bus systemd is on.

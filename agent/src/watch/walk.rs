@@ -217,7 +217,7 @@ fn silence(fd: &OwnedFd) -> Option<&'static str> {
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 
 /// Metadata by which polling tells whether to look again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     mount: u64,
     device: (u32, u32),

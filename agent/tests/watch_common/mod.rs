@@ -26,7 +26,7 @@ pub fn id(path: &str) -> ResourceId {
 }
 
 pub fn interest(path: &str) -> Interest {
-    Interest { path: PathBuf::from(path), resource: id(path) }
+    Interest { path: path.into(), resource: id(path) }
 }
 
 /// Runs a test with every source of events that can be had, which for root is all of them.

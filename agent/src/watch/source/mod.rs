@@ -26,7 +26,7 @@ pub(super) struct Wd(u64);
 impl Wd {
     const FANOTIFY: u64 = 1 << 63;
 
-    fn inotify(instance: u32, wd: i32) -> Self {
+    pub(super) fn inotify(instance: u32, wd: i32) -> Self {
         Self(u64::from(instance & 0x7FFF_FFFF) << 32 | u64::from(wd.cast_unsigned()))
     }
 
