@@ -30,6 +30,7 @@ impl Worker {
                         self.enqueue(OutgoingBody::Alert(alert));
                     }
                 }
+                Effect::AlertUnhealthy(summary) => self.announce(AlertEvent::ConvergenceFailed, summary),
                 Effect::AlertRestored => {
                     self.announce(AlertEvent::ConvergenceRestored, "everything converges again".to_owned());
                 }

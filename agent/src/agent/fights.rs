@@ -12,6 +12,7 @@ use super::Loop;
 use super::status::ContestedStatus;
 use super::worker::{Task, Worker};
 use crate::converge::Cause;
+use crate::converge::health::{Contested, Input};
 use crate::record::{Note, RunInfo};
 use crate::resource::{Desired, Ensure, Resource, ResourceId, digest};
 use crate::schedule::{Contest, short_digest};
@@ -103,10 +104,23 @@ impl Worker {
             None if was_storm => info!("drift is followed change by change again"),
             Some(_) | None => {}
         }
-        let contested = fights.all.iter().map(|fight| self.contested_status(fight)).collect();
-        let mut status = self.shared.status();
-        status.storm_since = fights.storm;
-        status.contested = contested;
+        let contested: Vec<ContestedStatus> = fights.all.iter().map(|fight| self.contested_status(fight)).collect();
+        let input: Vec<Contested> = contested
+            .iter()
+            .map(|fight| Contested {
+                resource: fight.resource.clone(),
+                since: fight.since,
+                n_repairs: fight.n_repairs,
+                summary: fight.summary.clone(),
+            })
+            .collect();
+        {
+            let mut status = self.shared.status();
+            status.storm_since = fights.storm;
+            status.contested = contested;
+        }
+        let may_ask = self.may_ask();
+        self.feed_health(Input::Fights { fights: &input, ended: &fights.ended, may_ask });
     }
 
     fn sentence(&self, fight: &Fight) -> String {

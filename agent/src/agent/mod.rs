@@ -8,6 +8,7 @@
 pub mod alerts;
 pub mod control;
 mod effects;
+mod escalate;
 mod fights;
 mod intake;
 mod pauses;
@@ -495,7 +496,13 @@ fn first_status(settings: &Settings) -> Status {
         mode: format!("{:?}", settings.mode).to_lowercase(),
         policy: None,
         refused: None,
-        health: HealthStatus { state: "unknown".to_owned(), since: now, failing: BTreeMap::new(), request: None },
+        health: HealthStatus {
+            state: "unknown".to_owned(),
+            since: now,
+            failing: BTreeMap::new(),
+            request: None,
+            damage: None,
+        },
         resources: Counts::default(),
         out_of_sync: BTreeMap::new(),
         debts: Vec::new(),

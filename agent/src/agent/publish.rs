@@ -107,6 +107,7 @@ pub(super) fn health_status(health: &Health) -> HealthStatus {
             .map(|(id, f)| (id.clone(), FailureStatus { since: f.since, attempts: f.attempts, error: f.error.clone() }))
             .collect(),
         request: health.request().map(|r| r.id.clone()),
+        damage: health.damage.as_ref().map(|damage| damage.summary.clone()),
     }
 }
 

@@ -100,6 +100,9 @@ pub struct HealthStatus {
     pub failing: BTreeMap<ResourceId, FailureStatus>,
     /// Id of the open reimage request.
     pub request: Option<String>,
+    /// A file system that reported damage, about which nobody could be asked yet, in one sentence.
+    #[serde(default)]
+    pub damage: Option<String>,
 }
 
 /// One failing resource.

@@ -333,14 +333,11 @@ impl Worker {
             self.revisions.settled = Some(report.revision.clone());
             self.remember_revisions();
         }
-        let may_ask = if self.settings.reimage.is_some()
-            && self.settings.mode == config::Mode::Enforce
-            && self.known_pauses.is_empty()
-        {
-            MayAsk::Yes
-        } else {
-            MayAsk::No
-        };
+        if report.full && !report.interrupted {
+            self.look_at_file_systems();
+        }
+        self.note_own_drift(report);
+        let may_ask = self.may_ask();
         let tampered = if may_ask == MayAsk::Yes { self.tampered(report) } else { Vec::new() };
         let last_good = self.revisions.last_good.clone();
         let input = Input::Report { report, tampered, last_good: last_good.as_ref(), may_ask };
@@ -350,6 +347,14 @@ impl Worker {
         if converged && self.settings.mode == config::Mode::Enforce {
             self.note_convergence(report);
         }
+    }
+
+    /// Whether a reimage may be asked for now.
+    pub(super) fn may_ask(&self) -> MayAsk {
+        let is_possible = self.settings.reimage.is_some()
+            && self.settings.mode == config::Mode::Enforce
+            && self.known_pauses.is_empty();
+        if is_possible { MayAsk::Yes } else { MayAsk::No }
     }
 
     /// Everything converged: this revision is good here, and a reborn host may say so.
@@ -450,7 +455,7 @@ impl Worker {
         status.warnings.drain(..excess);
     }
 
-    fn remember<T: serde::Serialize>(&mut self, key: &str, value: &T) {
+    pub(super) fn remember<T: serde::Serialize>(&mut self, key: &str, value: &T) {
         if let Err(error) = self.record.save(key, value) {
             self.warn(format!("cannot record `{key}`: {}", chain(&error)));
         }
@@ -482,7 +487,7 @@ fn facts(host: &Host) -> Facts {
 }
 
 /// Reads a small value; one that cannot be read is as good as none, and said so.
-fn recall<T: serde::de::DeserializeOwned>(record: &Record, key: &str) -> Option<T> {
+pub(super) fn recall<T: serde::de::DeserializeOwned>(record: &Record, key: &str) -> Option<T> {
     match record.load(key) {
         Ok(value) => value,
         Err(error) => {

@@ -188,6 +188,9 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
         let short = refused.revision.get(..12).unwrap_or(&refused.revision);
         out.line(format_args!("{BAD}refused{BAD:#}    revision {short}, {}: {}", ago(refused.at), refused.reason))?;
     }
+    if let Some(damage) = &status.health.damage {
+        out.line(format_args!("{BAD}damaged{BAD:#}    {damage}"))?;
+    }
     if let Some(request) = &status.health.request {
         out.line(format_args!("{BAD}reimage{BAD:#}    request {request} is open"))?;
     }

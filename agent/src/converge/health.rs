@@ -11,6 +11,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+mod escalate;
+
+pub use escalate::{Contested, Damage};
+
 use super::{Outcome, RunReport};
 use crate::config::HealthSettings;
 use crate::policy::Revision;
@@ -29,6 +33,12 @@ pub struct Health {
     pub revision: Option<Revision>,
     /// No request is made before this time: a cool-down, or the endpoint said so.
     pub not_before: Option<Timestamp>,
+    /// A file system that reported damage, about which nobody could be asked yet.
+    #[serde(default)]
+    pub damage: Option<Damage>,
+    /// When something that the agent itself is made of last drifted.
+    #[serde(default)]
+    pub own_drift: Option<Timestamp>,
 }
 
 /// One failing resource.
@@ -44,6 +54,9 @@ pub struct Failure {
     pub signature: String,
     /// Whether it could only not be observed; such a failure never leads to a request.
     pub indeterminate: bool,
+    /// When it was last seen to be fought over, if that is the failure: it ends with the fight, not with a repair.
+    #[serde(default)]
+    pub contested_at: Option<Timestamp>,
 }
 
 /// Where the host stands. Each variant says who enters it and who leaves it.
@@ -61,7 +74,8 @@ pub enum State {
         /// The revision that failed.
         bad: Revision,
     },
-    /// Given up, and not asking (again) before `not_before`. Left by convergence or by asking.
+    /// Given up, and not asking (again) before `not_before`. Also entered by a fight that does not end and by a damaged file
+    /// system while nobody may be asked. Left by convergence or by asking.
     Failing,
     /// A reimage has been asked for. Left by the endpoint's answer, or by convergence (withdrawn).
     Requested(Request),
@@ -92,6 +106,10 @@ pub enum Reason {
     Failed,
     /// A resource with `on_drift = "reimage"` drifted.
     Tampered,
+    /// A resource is fought over and the fight does not end.
+    Flapping,
+    /// A file system reported damage.
+    FileSystem,
     /// A person asked.
     Operator,
 }
@@ -100,17 +118,20 @@ impl Reason {
     /// The wire name.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Failed => "failed",
+            // The protocol has no word of its own for a damaged file system; the summary says it.
+            Self::Failed | Self::FileSystem => "failed",
             Self::Tampered => "tampered",
+            Self::Flapping => "flapping",
             Self::Operator => "operator",
         }
     }
 
-    /// Whether convergence makes the request pointless. A host that was tampered with stays suspect, and a person meant it.
+    /// Whether convergence makes the request pointless. A host that was tampered with stays suspect, what a damaged file
+    /// system holds can no longer be told, and a person meant it.
     fn ends_with_convergence(self) -> bool {
         match self {
-            Self::Failed => true,
-            Self::Tampered | Self::Operator => false,
+            Self::Failed | Self::Flapping => true,
+            Self::Tampered | Self::FileSystem | Self::Operator => false,
         }
     }
 }
@@ -127,6 +148,36 @@ pub enum Input<'a> {
         /// The last revision that converged here, if any.
         last_good: Option<&'a Revision>,
         /// Whether a request may be made at all now: an endpoint is configured, nothing is paused, the mode is `enforce`.
+        may_ask: MayAsk,
+    },
+    /// What is fought over now, and what no longer is.
+    Fights {
+        /// Under way.
+        fights: &'a [Contested],
+        /// Over since the last time.
+        ended: &'a [ResourceId],
+        /// Whether a request may be made.
+        may_ask: MayAsk,
+    },
+    /// A file system reported damage.
+    FileSystemError {
+        /// The device's name, such as `vda1`.
+        device: &'a str,
+        /// One sentence for a person.
+        what: &'a str,
+        /// Whether a request may be made.
+        may_ask: MayAsk,
+    },
+    /// A file system reports no damage, or none any more.
+    FileSystemSound {
+        /// The device's name.
+        device: &'a str,
+    },
+    /// Something that the agent itself is made of drifted and was put back.
+    OwnDrift {
+        /// What, at least one.
+        resources: &'a [ResourceId],
+        /// Whether a request may be made.
         may_ask: MayAsk,
     },
     /// Another revision is in force.
@@ -203,6 +254,8 @@ pub enum Effect {
     HandOver(Request),
     /// These resources began to fail.
     AlertFailed(Vec<ResourceId>),
+    /// The host is not well for another reason than a failed step.
+    AlertUnhealthy(String),
     /// Nothing fails any more.
     AlertRestored,
     /// The endpoint granted the request.
@@ -219,7 +272,15 @@ pub enum Effect {
 impl Health {
     /// The health of a host of which nothing is known yet.
     pub fn unknown(now: Timestamp) -> Self {
-        Self { state: State::Unknown, since: now, failing: BTreeMap::new(), revision: None, not_before: None }
+        Self {
+            state: State::Unknown,
+            since: now,
+            failing: BTreeMap::new(),
+            revision: None,
+            not_before: None,
+            damage: None,
+            own_drift: None,
+        }
     }
 
     /// The word for the state.
@@ -256,6 +317,18 @@ impl Health {
         let mut effects = Vec::new();
         match input {
             Input::NewRevision(revision) => self.take_revision(revision, now),
+            Input::Fights { fights, ended, may_ask } => {
+                self.take_fights((fights, ended), may_ask, settings, now, new_id, &mut effects);
+            }
+            Input::FileSystemError { device, what, may_ask } => {
+                self.take_damage((device, what), may_ask, now, new_id, &mut effects);
+            }
+            Input::FileSystemSound { device } => {
+                self.damage.take_if(|damage| damage.device == device);
+            }
+            Input::OwnDrift { resources, may_ask } => {
+                self.take_own_drift(resources, may_ask, now, new_id, &mut effects);
+            }
             Input::Report { report, tampered, last_good, may_ask } => {
                 self.take_report(report, now, &mut effects);
                 self.decide(report, &tampered, last_good, may_ask, settings, now, new_id, &mut effects);
@@ -313,8 +386,11 @@ impl Health {
             let failure = self.failing.entry(id.clone()).or_insert_with(|| {
                 began.push(id.clone());
                 let (error, signature) = (String::new(), String::new());
-                Failure { since: now, attempts: 0, error, signature, indeterminate }
+                Failure { since: now, attempts: 0, error, signature, indeterminate, contested_at: None }
             });
+            if failure.contested_at.take().is_some() {
+                (failure.since, failure.attempts) = (now, 0);
+            }
             failure.attempts = failure.attempts.saturating_add(1);
             error.clone_into(&mut failure.error);
             signature.clone_into(&mut failure.signature);
@@ -344,8 +420,11 @@ impl Health {
             .filter(|id| !report.debts.iter().any(|d| !d.error.is_empty() && owed(d) == *id))
             .collect();
         for id in mended {
-            self.failing.remove(&id);
+            if self.failing.get(&id).is_some_and(|failure| failure.contested_at.is_none()) {
+                self.failing.remove(&id);
+            }
         }
+        self.forget_fights(now);
         // A full run looked at everything that still exists: whatever it does not mention has left the policy.
         if report.full && !report.interrupted {
             let seen = |id: &ResourceId| {
@@ -378,9 +457,13 @@ impl Health {
             let summary = format!("{first} drifted, and its policy says that the host is then no longer to be trusted");
             return self.ask(Request { id: new_id(), reason: Reason::Tampered, summary }, now, effects);
         }
+        if self.damage.is_some() && self.can_ask(may_ask, now) {
+            self.ask_because_of_damage(may_ask, now, new_id, effects);
+            return;
+        }
         match self.state.clone() {
             State::Unknown | State::Converged | State::Degraded | State::Failing => {
-                if self.failing.is_empty() {
+                if self.is_well() {
                     let was_failing = matches!(self.state, State::Degraded | State::Failing);
                     if settled || was_failing {
                         if !matches!(self.state, State::Converged) {
@@ -395,7 +478,7 @@ impl Health {
                     return;
                 }
                 if matches!(self.state, State::Unknown | State::Converged) {
-                    self.enter(State::Degraded, now);
+                    self.enter(if self.damage.is_some() { State::Failing } else { State::Degraded }, now);
                 }
                 let Some(worst) = self.given_up(settings, now) else { return };
                 match last_good {
@@ -440,6 +523,7 @@ impl Health {
             .iter()
             .find(|(_, failure)| {
                 !failure.indeterminate
+                    && failure.contested_at.is_none()
                     && failure.attempts >= settings.give_up_attempts
                     && later(failure.since, settings.give_up_after) <= now
             })
@@ -474,7 +558,11 @@ impl Health {
     fn withdraw(&mut self, request: Request, settings: &HealthSettings, now: Timestamp, effects: &mut Vec<Effect>) {
         self.not_before = Some(later(now, settings.cool_down));
         self.enter(State::Converged, now);
-        effects.push(Effect::Withdraw { request, why: "the host converged after all".to_owned() });
+        let why = match request.reason {
+            Reason::Flapping => "nobody fights over it any more",
+            Reason::Failed | Reason::Tampered | Reason::FileSystem | Reason::Operator => "the host converged after all",
+        };
+        effects.push(Effect::Withdraw { request, why: why.to_owned() });
         effects.push(Effect::AlertRestored);
     }
 

@@ -9,6 +9,7 @@ pub mod exec;
 pub mod facts;
 pub mod fake;
 pub mod fanotify;
+pub mod filesystems;
 pub mod packages;
 pub mod pidfd;
 pub mod process;

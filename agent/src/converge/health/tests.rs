@@ -50,6 +50,7 @@ struct Host {
     revision: Revision,
     last_good: Option<Revision>,
     may_ask: MayAsk,
+    settings: HealthSettings,
     ids: u32,
 }
 
@@ -62,6 +63,7 @@ impl Host {
             revision,
             last_good: None,
             may_ask: MayAsk::Yes,
+            settings: settings(),
             ids: 0,
         }
     }
@@ -69,7 +71,7 @@ impl Host {
     fn feed(&mut self, input: Input<'_>, second: i64) {
         self.ids += 1;
         let new_id = format!("request-{}", self.ids);
-        let (health, effects) = self.health.clone().next(input, &settings(), at(second), || new_id);
+        let (health, effects) = self.health.clone().next(input, &self.settings, at(second), || new_id);
         self.health = health;
         self.effects = effects;
     }
@@ -289,4 +291,151 @@ fn health_survives_a_restart() {
     let host = Host::asked();
     let text = serde_json::to_string(&host.health).unwrap();
     assert_eq!(serde_json::from_str::<Health>(&text).unwrap(), host.health);
+}
+
+fn contested(name: &str, since: i64) -> Contested {
+    let summary = format!("file[{name}] is fought over by puppet.service");
+    Contested { resource: id(name), since: at(since), n_repairs: 70, summary }
+}
+
+impl Host {
+    fn fights(&mut self, second: i64, fights: &[Contested], ended: &[ResourceId]) -> &mut Self {
+        let may_ask = self.may_ask;
+        self.feed(Input::Fights { fights, ended, may_ask }, second);
+        self
+    }
+
+    fn damage(&mut self, second: i64) -> &mut Self {
+        let may_ask = self.may_ask;
+        let what = "fs-error: the ext4 file system on vda1 has found 3 errors in itself";
+        self.feed(Input::FileSystemError { device: "vda1", what, may_ask }, second);
+        self
+    }
+
+    fn own_drift(&mut self, second: i64) -> &mut Self {
+        let may_ask = self.may_ask;
+        self.feed(Input::OwnDrift { resources: &[id("/usr/bin/rekindle")], may_ask }, second);
+        self
+    }
+}
+
+#[test]
+fn case_31_a_fight_that_does_not_end_asks_for_a_reimage_and_its_end_withdraws_it() {
+    let mut host = Host::new();
+    host.run(0, vec![unchanged("/a")]).check("converged", &[]);
+    host.fights(899, &[contested("/a", 0)], &[]).check("converged", &[]);
+    host.fights(900, &[contested("/a", 0)], &[]).check("requested", &["Ask"]);
+    let request = host.health.request().unwrap().clone();
+    assert_eq!(request.reason.as_str(), "flapping");
+    assert_eq!(request.summary, "file[/a] is fought over by puppet.service");
+    // Each repair converges; that does not end the fight.
+    host.run(960, vec![unchanged("/a")]).check("requested", &[]);
+    host.fights(961, &[contested("/a", 0)], &[]).check("requested", &[]);
+    host.fights(1200, &[], &[id("/a")]).check("converged", &["Withdraw", "AlertRestored"]);
+    // Not twice within the cool-down of 100 s.
+    host.fights(1250, &[contested("/a", 300)], &[]).check("failing", &["AlertUnhealthy"]);
+    host.fights(1300, &[contested("/a", 300)], &[]).check("requested", &["Ask"]);
+}
+
+#[test]
+fn a_fight_that_does_not_end_is_told_of_where_nobody_may_be_asked() {
+    let mut host = Host::new();
+    host.may_ask = MayAsk::No;
+    host.run(0, vec![unchanged("/a")]);
+    host.fights(900, &[contested("/a", 0)], &[]).check("failing", &["AlertUnhealthy"]);
+    assert_eq!(host.health.failing.get(&id("/a")).map(|f| (f.attempts, f.signature.as_str())), Some((70, "flapping")));
+    host.fights(960, &[contested("/a", 0)], &[]).check("failing", &[]);
+    host.run(961, vec![unchanged("/a")]).check("failing", &[]);
+    // Once the pause is over, it asks.
+    host.may_ask = MayAsk::Yes;
+    host.fights(1000, &[contested("/a", 0)], &[]).check("requested", &["Ask"]);
+
+    let mut host = Host::new();
+    host.may_ask = MayAsk::No;
+    host.run(0, vec![unchanged("/a")]);
+    host.fights(900, &[contested("/a", 0)], &[]).check("failing", &["AlertUnhealthy"]);
+    host.fights(1200, &[], &[id("/a")]).check("converged", &["AlertRestored", "RunEverything"]);
+}
+
+#[test]
+fn a_fight_that_an_earlier_process_saw_is_forgotten_when_it_does_not_begin_again() {
+    let mut host = Host::new();
+    host.fights(900, &[contested("/a", 0)], &[]).check("requested", &["Ask"]);
+    host.run(1000, vec![unchanged("/a")]).check("requested", &[]);
+    host.run(900 + 1801, vec![unchanged("/a")]).check("converged", &["Withdraw", "AlertRestored"]);
+}
+
+#[test]
+fn what_cannot_be_repaired_fails_whether_or_not_it_is_fought_over() {
+    let mut host = Host::new();
+    host.may_ask = MayAsk::No;
+    host.fights(900, &[contested("/a", 0)], &[]).check("failing", &["AlertUnhealthy"]);
+    host.run(901, vec![failed("/a")]);
+    host.fights(902, &[contested("/a", 0)], &[]);
+    assert_eq!(host.health.failing.get(&id("/a")).map(|f| (f.attempts, f.signature.as_str())), Some((1, "no")));
+    host.run(903, vec![unchanged("/a")]);
+    host.fights(904, &[contested("/a", 0)], &[]).check("failing", &["AlertUnhealthy"]);
+}
+
+#[test]
+fn the_same_error_five_times_in_a_minute_is_a_convergence_failure_told_once() {
+    let mut host = Host { settings: HealthSettings::default(), ..Host::new() };
+    host.run(0, vec![failed("/a")]).check("degraded", &["AlertFailed"]);
+    for second in [15, 30, 45, 60] {
+        host.run(second, vec![failed("/a")]).check("degraded", &[]);
+    }
+    let failure = host.health.failing.get(&id("/a")).unwrap();
+    assert_eq!((failure.attempts, failure.signature.as_str(), failure.since), (5, "no", at(0)));
+    // The give-up limits, and nothing sooner, decide when it leads to a request.
+    host.run(15 * 60, vec![failed("/a")]).check("requested", &["Ask"]);
+}
+
+#[test]
+fn case_44_a_damaged_file_system_asks_for_a_reimage_and_convergence_does_not_withdraw_it() {
+    let mut host = Host::new();
+    host.run(0, vec![unchanged("/a")]);
+    host.damage(1).check("requested", &["Ask"]);
+    let request = host.health.request().unwrap().clone();
+    assert_eq!(request.reason.as_str(), "failed");
+    assert!(request.summary.starts_with("fs-error: "), "{}", request.summary);
+    host.run(2, vec![unchanged("/a")]).check("requested", &[]);
+    host.damage(3).check("requested", &[]);
+}
+
+#[test]
+fn a_damaged_file_system_waits_until_somebody_may_be_asked_or_it_was_mended() {
+    let mut host = Host::new();
+    host.may_ask = MayAsk::No;
+    host.run(0, vec![unchanged("/a")]);
+    host.damage(1).check("failing", &["AlertUnhealthy"]);
+    host.damage(2).check("failing", &[]);
+    host.run(3, vec![unchanged("/a")]).check("failing", &[]);
+    host.feed(Input::NewRevision(&Revision::new("r2")), 4);
+    host.revision = Revision::new("r2");
+    host.run(5, vec![failed("/a")]).check("failing", &["AlertFailed"]);
+    host.may_ask = MayAsk::Yes;
+    host.run(6, vec![unchanged("/a")]).check("requested", &["Ask"]);
+
+    let mut host = Host::new();
+    host.may_ask = MayAsk::No;
+    host.run(0, vec![unchanged("/a")]);
+    host.damage(1);
+    host.feed(Input::FileSystemSound { device: "sdb1" }, 2);
+    host.run(3, vec![unchanged("/a")]).check("failing", &[]);
+    host.feed(Input::FileSystemSound { device: "vda1" }, 4);
+    host.run(5, vec![unchanged("/a")]).check("converged", &["AlertRestored", "RunEverything"]);
+}
+
+#[test]
+fn the_second_drift_of_the_agent_itself_within_an_hour_asks() {
+    let mut host = Host::new();
+    host.run(0, vec![unchanged("/a")]);
+    host.own_drift(0).check("converged", &[]);
+    host.own_drift(3601).check("converged", &[]);
+    host.own_drift(3700).check("requested", &["Ask"]);
+    assert_eq!(host.health.request().unwrap().reason.as_str(), "tampered");
+    let mut paused = Host::new();
+    paused.may_ask = MayAsk::No;
+    paused.own_drift(0);
+    paused.own_drift(1).check("unknown", &[]);
 }
