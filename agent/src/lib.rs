@@ -13,7 +13,7 @@
 //! - [`converge`] holds the verbs: observe, plan, apply, verify; and [`converge::health`], which decides what a failure means.
 //! - [`host`] is the only door to the operating system.
 //! - [`actor`] says who: what is known of a process that changed something, and how sure that is.
-//! - [`watch`] says where to look, never what happened; [`schedule`] says when.
+//! - [`watch`] says where to look, never what happened; [`schedule`] says when; [`guard`] puts declared files back at once.
 //! - [`record`] is the small durable state: journal, backups, debts, pauses. Losing it costs history, never safety.
 //! - [`spool`] is what crosses between the agent, which is root and has no network, and the [`courier`], which has the network and no privilege.
 //! - [`agent`] is the root event loop.
@@ -30,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod converge;
 pub mod courier;
+pub mod guard;
 pub mod host;
 pub mod policy;
 pub mod record;

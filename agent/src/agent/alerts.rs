@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::converge::{Cause, Outcome, ResourceReport, RunReport};
+use crate::guard::Repaired;
 use crate::policy::Revision;
 use crate::record::HistoryEntry;
 use crate::resource::ResourceId;
@@ -41,6 +42,23 @@ impl Speaker {
             return None;
         }
         let repaired: Vec<AlertResource> = report.changed().map(|r| resource(r, report.cause)).collect();
+        let summary = summarise("repaired", &repaired)?;
+        Some(self.alert(Event::DriftRepaired, summary, repaired, now))
+    }
+
+    /// What the guard put back, in one alert; `None` when it is nothing.
+    pub fn put_back(&self, repairs: &[Repaired], now: Timestamp) -> Option<Alert> {
+        let repaired: Vec<AlertResource> = repairs
+            .iter()
+            .map(|repair| AlertResource {
+                resource: repair.resource.clone(),
+                cause: cause_word(Cause::Drift).to_owned(),
+                outcome: "changed".to_owned(),
+                error: None,
+                changes: repair.changes.clone(),
+                history: repair.step,
+            })
+            .collect();
         let summary = summarise("repaired", &repaired)?;
         Some(self.alert(Event::DriftRepaired, summary, repaired, now))
     }

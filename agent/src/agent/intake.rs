@@ -34,6 +34,7 @@ impl Worker {
     }
 
     pub(super) fn put_in_force(&mut self, in_force: InForce) {
+        self.guard.disarm();
         let revision = in_force.state.revision().clone();
         info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
         self.verdicts.clear();

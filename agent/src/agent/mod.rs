@@ -10,6 +10,7 @@ pub mod control;
 mod effects;
 mod escalate;
 mod fights;
+mod guarding;
 mod intake;
 mod pauses;
 mod publish;
@@ -39,8 +40,9 @@ use self::status::{Counts, HealthStatus, Status};
 use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
 use crate::converge::Scope;
+use crate::guard::{Guard, Repaired};
 use crate::resource::{ResourceId, UnitName, chain};
-use crate::schedule::{Contested, Next, Schedule};
+use crate::schedule::{Contested, Displaced, Next, Schedule};
 use crate::spool::Event as AlertEvent;
 use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
 
@@ -53,6 +55,8 @@ enum Event {
     WatcherEnded(WatchError),
     /// The courier wrote something.
     Inbox,
+    /// The guard put files back.
+    Repaired(Vec<Repaired>),
     /// From the worker.
     Worker(worker::Event),
     /// Somebody connected to the control socket.
@@ -78,19 +82,24 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     let (events, mut received) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::new(first_status(&settings)));
 
+    let (worker_events, mut from_worker) = mpsc::unbounded_channel();
+    let repaired = events.clone();
+    // The receiver is gone only while the process ends; what is not told now is told by the next one.
+    let tell = move |repairs| drop(repaired.send(Event::Repaired(repairs)));
+    let worker = Worker::open(settings.clone(), Arc::clone(&shared), worker_events, tell)?;
+    let guard = Arc::clone(&worker.guard);
+
     let dirty = Arc::new(Dirty::default());
     let (hints, failures) = (Arc::clone(&dirty), events.clone());
-    let watcher = Watcher::start(settings.paths.root.clone(), move |hint: Result<Hint, WatchError>| match hint {
+    let sink = guard.reflex(move |hint: Result<Hint, WatchError>| match hint {
         Ok(hint) => hints.add(hint),
         // The receiver is gone only while the process ends.
         Err(error) => drop(failures.send(Event::WatcherEnded(error))),
-    })
-    .context("cannot start the watcher")?;
+    });
+    let watcher = Watcher::start(settings.paths.root.clone(), sink).context("cannot start the watcher")?;
     let inbox = watch_inbox(&settings.paths.inbox(), events.clone())?;
     let listener = listen(&settings.paths.control())?;
 
-    let (worker_events, mut from_worker) = mpsc::unbounded_channel();
-    let worker = Worker::open(settings.clone(), Arc::clone(&shared), worker_events)?;
     let (tasks, worker_tasks) = std_mpsc::channel();
     let (ended, mut worker_ended) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("worker".to_owned()).spawn(move || {
@@ -120,6 +129,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         config_file,
         shared,
         tasks,
+        guard,
         watcher,
         units,
         unit_coverage,
@@ -229,6 +239,7 @@ struct Loop {
     config_file: Option<PathBuf>,
     shared: Arc<Shared>,
     tasks: std_mpsc::Sender<Task>,
+    guard: Arc<Guard>,
     watcher: Watcher,
     units: tokio_watch::Sender<Vec<UnitName>>,
     unit_coverage: tokio_watch::Receiver<How>,
@@ -265,6 +276,7 @@ impl Loop {
                 self.start_due_run(now)?;
             }
             Event::WatcherEnded(error) => return Err(error).context("the watcher ended unasked"),
+            Event::Repaired(repairs) => self.take_repairs(repairs, now)?,
             Event::Inbox => self.send(Task::Inbox)?,
             Event::Worker(event) => self.take_worker_event(event, now)?,
             Event::Control(stream) => self.take_session(stream),
@@ -293,6 +305,7 @@ impl Loop {
                 self.busy_since = None;
                 self.wake = wake;
                 self.schedule.report(&report, now);
+                self.hold_contested(now);
                 self.tell_fights(now)?;
                 if report.full {
                     self.announce_degraded()?;
@@ -312,6 +325,33 @@ impl Loop {
             }
         }
         Ok(())
+    }
+
+    /// Counts what the guard put back, and has what is owed for it paid.
+    fn take_repairs(&mut self, repairs: Vec<Repaired>, now: Instant) -> anyhow::Result<()> {
+        for repaired in &repairs {
+            self.schedule.repaired(&repaired.resource, now);
+            if let Some(displaced) = Displaced::by(&repaired.changes, repaired.action, repaired.backup.as_deref(), None)
+            {
+                self.schedule.displaced(&repaired.resource, displaced);
+            }
+        }
+        let owing = repairs.iter().filter(|repaired| !repaired.notifies.is_empty());
+        let owing: BTreeSet<ResourceId> = owing.map(|repaired| repaired.resource.clone()).collect();
+        self.send(Task::Repaired(repairs))?;
+        if !owing.is_empty() {
+            self.schedule.hint(Hint::Look(owing), now);
+        }
+        self.hold_contested(now);
+        self.tell_fights(now)?;
+        self.start_due_run(now)
+    }
+
+    /// The guard leaves alone what somebody fights over: it would win every round, and never end.
+    fn hold_contested(&self, now: Instant) {
+        for (resource, until) in self.schedule.held(now) {
+            self.guard.hold(resource, until);
+        }
     }
 
     /// Starts the run that is due, unless one is under way: what comes meanwhile is coalesced by the schedule.
@@ -427,9 +467,10 @@ impl Loop {
         let (tasks, events) = (self.tasks.clone(), self.events.clone());
         let coverage = self.watcher.coverage();
         let bus = complaint("services", &self.unit_coverage.borrow());
+        let guard = Arc::clone(&self.guard);
         self.sessions.spawn(async move {
             let answer = match control::read_request(&mut stream).await {
-                Ok(request) => answer(request, &shared, &tasks, &events, &coverage, bus).await,
+                Ok(request) => answer(request, &shared, &guard, &tasks, &events, &coverage, bus).await,
                 Err(error) => Answer::Refused(chain(&error)),
             };
             if let Err(error) = control::write_answer(&mut stream, &answer).await {
@@ -442,6 +483,7 @@ impl Loop {
 async fn answer(
     request: Request,
     shared: &Shared,
+    guard: &Guard,
     tasks: &std_mpsc::Sender<Task>,
     events: &mpsc::UnboundedSender<Event>,
     coverage: &[Coverage],
@@ -454,10 +496,14 @@ async fn answer(
             status.degraded_watches = complaints(coverage).chain(bus).collect();
             Answer::Status(Box::new(status))
         }
-        Request::Look => match events.send(Event::Hint(Hint::Everything { why: "an operator asked" })) {
-            Ok(()) => Answer::Done,
-            Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
-        },
+        Request::Look => {
+            // A pause that begins now holds from now on; the run that comes guards what it does not cover.
+            guard.disarm();
+            match events.send(Event::Hint(Hint::Everything { why: "an operator asked" })) {
+                Ok(()) => Answer::Done,
+                Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
+            }
+        }
         Request::Reimage { reason } => {
             let (reply, answered) = oneshot::channel();
             if tasks.send(Task::Reimage { reason, reply }).is_err() {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
@@ -21,6 +22,8 @@ use super::status::Status;
 use crate::config::{self, Settings};
 use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
+use crate::guard::{Guard, Places, Repaired, Withdrawn};
+use crate::host::root::Root;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
 use crate::record::{HistoryFilter, Pause, Record, RunLock};
@@ -38,6 +41,8 @@ pub enum Task {
         /// Resources that are only to be reported, and why: the back-off of fights.
         held: BTreeMap<ResourceId, String>,
     },
+    /// The guard put files back.
+    Repaired(Vec<Repaired>),
     /// The courier wrote something.
     Inbox,
     /// An operator asks for a reimage.
@@ -123,6 +128,7 @@ pub struct Worker {
     pub(super) announced_pauses: BTreeSet<i64>,
     pub(super) debts: Vec<converge::DebtReport>,
     checkin: Option<CheckInState>,
+    pub(super) guard: Arc<Guard>,
     pub(super) shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -135,7 +141,12 @@ const KEY_BORN: &str = "born_converged";
 
 impl Worker {
     /// Opens everything. Nothing is changed on the host yet.
-    pub fn open(settings: Settings, shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) -> anyhow::Result<Self> {
+    pub fn open(
+        settings: Settings,
+        shared: Arc<Shared>,
+        events: mpsc::UnboundedSender<Event>,
+        tell: impl Fn(Vec<Repaired>) + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let host = Host::open(&settings.paths.root)?;
         let opened = Record::open(&settings.paths.state)?;
         if let Some(set_aside) = &opened.set_aside {
@@ -149,7 +160,11 @@ impl Worker {
         let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
         let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
         let facts = facts(&host);
+        let places = Places { root: Root::open(&settings.paths.root)?, state: settings.paths.state.clone() };
+        let beside = Record::open_beside(&settings.paths.state)?;
+        let guard = Arc::new(Guard::start(places, beside, tell).context("cannot start the guard")?);
         let worker = Self {
+            guard,
             outbox: Spool::open(&settings.paths.outbox())?,
             inbox: Spool::open(&settings.paths.inbox())?,
             facts,
@@ -183,6 +198,7 @@ impl Worker {
         while let Ok(task) = tasks.recv() {
             match task {
                 Task::Run { scope, held } => self.converge(scope, &held),
+                Task::Repaired(repairs) => self.take_repairs(&repairs),
                 Task::Inbox => self.read_inbox(),
                 Task::Reimage { reason, reply } => {
                     let answer = self.ask_for_reimage(reason);
@@ -269,7 +285,11 @@ impl Worker {
             return;
         };
         self.shared.status().activity = "converging".to_owned();
+        let permit = self.guard.permit();
         let report = self.converge_under_lock(&in_force, scope, held);
+        if let Ok(report) = &report {
+            self.arm_guard(permit, &in_force, report);
+        }
         self.in_force = Some(in_force);
         self.shared.status().activity = String::new();
         match report {
@@ -307,8 +327,18 @@ impl Worker {
         } else {
             Cause::NewRevision
         };
-        let request =
-            converge::Request { desired: &in_force.state, scope, cause, mode: self.settings.mode, hold: &hold };
+        let claim = |id: &ResourceId| match self.guard.withdraw(id) {
+            Withdrawn::WasGuarded => converge::Claimed::FromAnother,
+            Withdrawn::WasNot => converge::Claimed::FromNobody,
+        };
+        let request = converge::Request {
+            desired: &in_force.state,
+            scope,
+            cause,
+            mode: self.settings.mode,
+            hold: &hold,
+            claim: &claim,
+        };
         let mut context = converge::Context { host: &mut self.host, record: &mut self.record, stop: &self.shared.stop };
         Ok(converge::converge(&mut context, &request))
     }
@@ -325,9 +355,8 @@ impl Worker {
         for alert in repaired.into_iter().chain(speaker.reported(report, &fresh, now)) {
             self.enqueue(OutgoingBody::Alert(alert));
         }
-        if let Some(last) = report.resources.iter().filter_map(|r| r.step).max() {
-            self.remember(KEY_ALERTED, &last);
-        }
+        let steps: Vec<i64> = report.resources.iter().filter_map(|r| r.step).collect();
+        self.note_told(&steps);
         self.announce_expiring(report, now);
         if report.full && !report.interrupted && self.revisions.settled.as_ref() != Some(&report.revision) {
             self.revisions.settled = Some(report.revision.clone());
@@ -373,6 +402,14 @@ impl Worker {
         }
     }
 
+    /// Steps that an alert in the outbox tells of, or that need none.
+    pub(super) fn note_told(&mut self, steps: &[i64]) {
+        let told: i64 = recall(&self.record, KEY_ALERTED).unwrap_or(0);
+        if let Some(last) = steps.iter().max().filter(|last| **last > told) {
+            self.remember(KEY_ALERTED, last);
+        }
+    }
+
     fn tampered(&self, report: &RunReport) -> Vec<ResourceId> {
         let Some(in_force) = &self.in_force else { return Vec::new() };
         report
@@ -385,6 +422,7 @@ impl Worker {
     }
 
     fn reload(&mut self, mut settings: Settings) {
+        self.guard.disarm();
         // The directories are open; they change only with a restart.
         settings.paths.clone_from(&self.settings.paths);
         self.settings = settings;

@@ -200,6 +200,7 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
         cause: Cause::Operator,
         mode: config::Mode::Noop,
         hold: &converge::hold_nothing,
+        claim: &converge::claim_from_nobody,
     };
     let plan = converge::observe_and_plan(&prepared.host, None, &request);
     if out.is_json() {
@@ -244,6 +245,7 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
         cause: Cause::Operator,
         mode: config::Mode::Enforce,
         hold: &hold,
+        claim: &converge::claim_from_nobody,
     };
     let mut context = converge::Context { host: &mut prepared.host, record: &mut record, stop: &stop };
     let report = converge::converge(&mut context, &request);

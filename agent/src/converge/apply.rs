@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Cause, Context, Outcome, Request, ResourceReport, RunReport, Scope};
+use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
 use crate::config::Mode;
 use crate::policy::DesiredState;
 use crate::record::{Intent, Note, RunInfo, StepOutcome};
@@ -198,6 +198,7 @@ impl<'a> Run<'a, '_> {
             Some(Look { epoch, sighting: Some(sighting), verdict }) if epoch == self.epoch => (sighting, verdict),
             Some(_) | None => self.look(resource),
         };
+        let (sighting, verdict) = self.claim(resource, sighting, verdict);
         match verdict {
             Verdict::InSync => report(resource, None, Outcome::Unchanged),
             Verdict::Indeterminate(reason) => {
@@ -222,6 +223,18 @@ impl<'a> Run<'a, '_> {
                 },
             },
         }
+    }
+
+    /// Claims a file that is about to be worked on. The guard may have put it back since it was looked at.
+    fn claim(&mut self, resource: &Resource, sighting: Sighting, verdict: Verdict) -> (Sighting, Verdict) {
+        let is_due = matches!(verdict, Verdict::Drift(_)) && left_alone(self.request, resource).is_none();
+        if is_due && matches!(resource.desired, Desired::File(_)) {
+            match (self.request.claim)(&resource.id) {
+                Claimed::FromNobody => {}
+                Claimed::FromAnother => return self.look(resource),
+            }
+        }
+        (sighting, verdict)
     }
 
     /// The requirement that keeps a resource from being attempted, if any.

@@ -44,6 +44,18 @@ pub struct Request<'a> {
     pub mode: Mode,
     /// Why a resource is to be reported rather than repaired now, if so: a pause, or the back-off of a fight.
     pub hold: &'a dyn Fn(&ResourceId) -> Option<String>,
+    /// Makes sure that nobody else works on a resource until the run is over.
+    pub claim: &'a dyn Fn(&ResourceId) -> Claimed,
+}
+
+/// Whether somebody else may have worked on a resource until it was claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Claimed {
+    /// It has to be looked at again.
+    FromAnother,
+    /// Nobody did.
+    FromNobody,
 }
 
 impl std::fmt::Debug for Request<'_> {
@@ -60,6 +72,11 @@ impl std::fmt::Debug for Request<'_> {
 /// Holds nothing.
 pub fn hold_nothing(_resource: &ResourceId) -> Option<String> {
     None
+}
+
+/// Where no guard works beside the run.
+pub fn claim_from_nobody(_resource: &ResourceId) -> Claimed {
+    Claimed::FromNobody
 }
 
 /// Looks, compares and plans. Changes nothing, neither on the host nor in the record.

@@ -68,6 +68,7 @@ impl World {
             cause: Cause::Drift,
             mode: Mode::Enforce,
             hold: &hold_nothing,
+            claim: &crate::converge::claim_from_nobody,
         })
     }
 
@@ -83,6 +84,7 @@ impl World {
             cause: Cause::Drift,
             mode: Mode::Enforce,
             hold: &hold_nothing,
+            claim: &crate::converge::claim_from_nobody,
         };
         observe_and_plan(&self.host, Some(&self.record), &request)
     }

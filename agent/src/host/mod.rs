@@ -14,12 +14,15 @@ pub mod packages;
 pub mod pidfd;
 pub mod process;
 pub mod root;
+pub mod stage;
 pub mod units;
 mod uring;
 pub mod verify;
+mod writeback;
 
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use accounts::Accounts;
 use packages::PackageManager;
@@ -82,6 +85,11 @@ fn random_hex() -> String {
     use std::hash::{BuildHasher, Hasher};
     // The standard library keys this hasher from the kernel's random numbers.
     format!("{:016x}", std::hash::RandomState::new().build_hasher().finish())
+}
+
+/// The path of an open file, as this process sees it.
+pub(crate) fn path_of(file: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// The user and group that the agent runs as.

@@ -27,7 +27,8 @@ pub use metadata::{FileType, Flags, Metadata, Permissions};
 
 use crate::resource::{AbsPath, Mode};
 use attributes::Inode;
-use metadata::{metadata_at, metadata_of_open, metadata_of_path, open_again, open_path, stat_at, stat_of, through};
+use metadata::{metadata_at, metadata_of_path, open_again, open_path, through};
+pub(crate) use metadata::{metadata_of_open, mount_of, stat_at, stat_of};
 use resolve::Place;
 use temporary::{Temporary, is_temporary};
 
@@ -335,6 +336,15 @@ fn open_regular(dir: &OwnedFd, name: &OsStr) -> io::Result<Option<File>> {
     }
 }
 
+/// Gives an open file its owner, group and mode, of which `before` says what they are.
+pub(crate) fn give(file: &File, before: &Metadata, wanted: Permissions) -> Result<(), Errno> {
+    if (before.uid, before.gid) != (wanted.uid, wanted.gid) {
+        rustix::fs::fchown(file, Some(Uid::from_raw(wanted.uid)), Some(Gid::from_raw(wanted.gid)))?;
+    }
+    // A change of owner strips the set-user-id bit, so the mode comes last and always.
+    rustix::fs::fchmod(file, kernel_mode(wanted.mode))
+}
+
 /// Skips what is already so, because an unprivileged process may not even change an owner to itself everywhere.
 fn change_owner(file: &impl AsFd, permissions: Permissions) -> io::Result<()> {
     let metadata = stat_of(file)?;
@@ -349,12 +359,12 @@ fn kernel_mode(mode: Mode) -> rustix::fs::Mode {
     rustix::fs::Mode::from_raw_mode(mode.bits())
 }
 
-/// Makes a rename or an unlink durable. Needs a descriptor that is open for reading.
-fn sync_directory(dir: &OwnedFd) -> io::Result<()> {
+/// Makes a rename or an unlink durable, through any descriptor of the directory.
+pub(crate) fn sync_directory(dir: &impl std::os::fd::AsFd) -> io::Result<()> {
     rustix::fs::fsync(&readable(dir)?).map_err(io::Error::from)
 }
 
-fn readable(dir: &OwnedFd) -> io::Result<OwnedFd> {
+fn readable(dir: &impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
     rustix::fs::openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
         .map_err(io::Error::from)
 }

@@ -51,6 +51,25 @@ pub struct Intent<'a> {
     pub time: Timestamp,
 }
 
+/// A step that was taken at once, without being announced: told when it is done.
+#[derive(Debug)]
+pub struct Repair<'a> {
+    /// To what.
+    pub resource: &'a ResourceId,
+    /// The verb.
+    pub action: Action,
+    /// Every difference.
+    pub changes: &'a [Change],
+    /// Name of the backup of what it replaced.
+    pub backup: Option<&'a str>,
+    /// What it owes.
+    pub notifies: &'a [(Notify, UnitName)],
+    /// When.
+    pub time: Timestamp,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+}
+
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepOutcome {
@@ -195,6 +214,44 @@ impl Record {
             self.prune(Timestamp::now())?;
         }
         Ok(())
+    }
+
+    /// Records steps that are done, with what they owe, in one transaction. Returns their history ids.
+    pub fn record_repairs(&mut self, run: &RunInfo, repairs: &[Repair<'_>]) -> Result<Vec<i64>, RecordError> {
+        let write = |transaction: &Transaction<'_>| -> Result<Vec<i64>, rusqlite::Error> {
+            let run_id = run_row(transaction, run)?;
+            let mut ids = Vec::with_capacity(repairs.len());
+            for repair in repairs {
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO step (run, time, resource, cause, action, outcome, changes, backup, duration)
+                         VALUES (?1, ?2, ?3, ?4, ?5, 'changed', ?6, ?7, ?8)",
+                    )?
+                    .execute(params![
+                        run_id,
+                        micros(repair.time),
+                        repair.resource.to_string(),
+                        cause_word(run.cause),
+                        action_word(repair.action),
+                        changes_text(repair.changes),
+                        repair.backup,
+                        i64::try_from(repair.duration_us).unwrap_or(i64::MAX),
+                    ])?;
+                ids.push(transaction.last_insert_rowid());
+                for (notify, unit) in repair.notifies {
+                    debts::insert(transaction, *notify, unit, repair.resource, repair.time)?;
+                }
+            }
+            Ok(ids)
+        };
+        self.connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let written = write(&transaction)?;
+                transaction.commit()?;
+                Ok(written)
+            })
+            .map_err(database("record repairs"))
     }
 
     /// Records something that was left alone, unless the newest entry about the resource says the same already: a full scan

@@ -6,7 +6,7 @@
 //! - A run that changes nothing writes nothing.
 //! - What a step is about to do, and the restarts it will owe, are durable in one transaction *before* the step; its outcome is
 //!   one transaction after. A step without an outcome was cut short by a kill.
-//! - One writer: the agent, or a command that holds the agent's lock.
+//! - The agent writes, with a record for the worker and one for the guard's keeper, or a command that holds the agent's lock.
 
 mod backup;
 mod database;
@@ -27,7 +27,7 @@ use backup::BackupStore;
 use crate::resource::ResourceId;
 
 pub use debts::Debt;
-pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, RunInfo, StepOutcome};
+pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, Repair, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};
 pub use pauses::{NewPause, Pause};
 
@@ -111,6 +111,13 @@ impl Record {
         record.mark_interrupted()?;
         record.prune(Timestamp::now())?;
         Ok(Opened { record, set_aside })
+    }
+
+    /// Opens the record once more for writing, beside one of the same process that [`Record::open`] opened.
+    pub fn open_beside(state: &Path) -> Result<Self, RecordError> {
+        let (connection, _) = database::open_or_replace(&state.join(DATABASE))?;
+        let backups = BackupStore::open_beside(&state.join("backup"));
+        Ok(Self { backups: Some(backups), ..Self::new(connection) })
     }
 
     /// Opens an existing record for reading beside a running agent.

@@ -47,12 +47,12 @@ impl Displaced {
         Self { found: ABSENT.to_owned(), wanted: None, actor: actor.map(bounded) }
     }
 
-    /// What a run's report says of one resource; `None` when the run did not change it, or does not say what was there.
-    pub fn of(report: &ResourceReport, actor: Option<&str>) -> Option<Self> {
-        match &report.outcome {
-            Outcome::Changed { action: Action::Create, .. } => Some(Self::nothing(actor)),
-            Outcome::Changed { changes, action: Action::Update | Action::Remove } => {
-                let found = changes.iter().filter_map(|change| found(change, report.displaced.as_deref()));
+    /// What one repair says: its differences, its verb, and the SHA-256 of the content that it put away.
+    pub fn by(changes: &[Change], action: Action, displaced: Option<&str>, actor: Option<&str>) -> Option<Self> {
+        match action {
+            Action::Create => Some(Self::nothing(actor)),
+            Action::Update | Action::Remove => {
+                let found = changes.iter().filter_map(|change| found(change, displaced));
                 let found = bounded(&found.collect::<Vec<_>>().join(", "));
                 if found.is_empty() {
                     return None;
@@ -62,6 +62,13 @@ impl Displaced {
                 let wanted = wanted.map(|wanted| bounded(&wanted.join(", ")));
                 Some(Self { found, wanted, actor: actor.map(bounded) })
             }
+        }
+    }
+
+    /// What a run's report says of one resource; `None` when the run did not change it, or does not say what was there.
+    pub fn of(report: &ResourceReport, actor: Option<&str>) -> Option<Self> {
+        match &report.outcome {
+            Outcome::Changed { changes, action } => Self::by(changes, *action, report.displaced.as_deref(), actor),
             Outcome::Unchanged
             | Outcome::Reported { .. }
             | Outcome::Failed { .. }

@@ -164,6 +164,7 @@ proptest! {
             cause: Cause::Drift,
             mode: Mode::Noop,
             hold: &hold_nothing,
+            claim: &crate::converge::claim_from_nobody,
         };
         let report = world.converge_with(&request);
         prop_assert_eq!(tree(world.root.path()), before);
@@ -198,6 +199,7 @@ proptest! {
             cause: Cause::Drift,
             mode: Mode::Enforce,
             hold: &hold,
+            claim: &crate::converge::claim_from_nobody,
         };
         let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
         let cut_short = converge(&mut context, &request);

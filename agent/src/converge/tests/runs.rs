@@ -14,6 +14,7 @@ fn request<'a>(desired: &'a DesiredState, scope: &[&str]) -> Request<'a> {
         cause: Cause::Drift,
         mode: Mode::Enforce,
         hold: &hold_nothing,
+        claim: &crate::converge::claim_from_nobody,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, OFlags, Statx, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -101,18 +101,23 @@ pub struct Permissions {
 }
 
 /// Looks at an open file or directory, without its extras.
-pub(super) fn stat_of(file: &impl AsFd) -> io::Result<Metadata> {
+pub(crate) fn stat_of(file: &impl AsFd) -> io::Result<Metadata> {
     Ok(to_metadata(&rustix::fs::statx(file.as_fd(), "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?))
 }
 
 /// Looks at a name, without its extras. One system call.
-pub(super) fn stat_at(dir: &OwnedFd, name: &OsStr) -> io::Result<Option<Metadata>> {
+pub(crate) fn stat_at(dir: &impl AsFd, name: &OsStr) -> io::Result<Option<Metadata>> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     match rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS) {
         Ok(statx) => Ok(Some(to_metadata(&statx))),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Id of the mount that an open file is on.
+pub(crate) fn mount_of(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// Everything about a name.
@@ -137,7 +142,7 @@ pub(super) fn metadata_of_path(dir: &OwnedFd, name: &OsStr, target: &OwnedFd) ->
 }
 
 /// Everything about a file or directory that is open for reading.
-pub(super) fn metadata_of_open(file: &impl AsFd) -> io::Result<Metadata> {
+pub(crate) fn metadata_of_open(file: &impl AsFd) -> io::Result<Metadata> {
     let mut metadata = stat_of(file)?;
     metadata.extras = Extras::of(&Inode::Open(file.as_fd()))?;
     Ok(metadata)

@@ -1,0 +1,186 @@
+//! The fast half, on the watcher's thread: look, and put back at once.
+//!
+//! It waits for nothing but the file system and takes no more than a name in a directory, which the watcher opened. Everything
+//! that can wait is a [`Deed`] for the keeper.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use rustix::io::Errno;
+
+use super::look::{self, Found};
+use super::table::{Pool, Table};
+use super::{Order, Shared};
+use crate::host::root::{self, Metadata, stat_of};
+use crate::host::stage::{Copy, Stage};
+use crate::policy::Revision;
+use crate::resource::ResourceId;
+use crate::watch::{Hint, Sink, Touch, Touched, WatchError};
+
+/// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk.
+const MOST_OPEN: usize = 8192;
+
+/// Something that was put back and is not yet durable, recorded or told.
+#[derive(Debug)]
+pub(super) struct Deed {
+    pub(super) resource: ResourceId,
+    pub(super) revision: Option<Arc<Revision>>,
+    /// The pool's key: how the keeper finds what was declared.
+    pub(super) key: Arc<str>,
+    pub(super) stage: Arc<Stage>,
+    /// The directory of the file, to be synced.
+    pub(super) directory: OwnedFd,
+    pub(super) what: What,
+    pub(super) time: Timestamp,
+    pub(super) took_us: u64,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub(super) enum What {
+    /// A copy took the place of something, which is now on the stage under this name.
+    Exchanged(String),
+    /// A copy took an empty place.
+    Placed,
+    /// Owner, group or mode were set; this is what they were.
+    Permissions(File, Metadata),
+}
+
+/// The watcher's sink.
+#[derive(Debug)]
+pub struct Reflex<H> {
+    shared: Arc<Shared>,
+    orders: mpsc::Sender<Order>,
+    hints: H,
+    buffer: Vec<u8>,
+}
+
+impl<H> Reflex<H> {
+    pub(super) fn new(shared: Arc<Shared>, orders: mpsc::Sender<Order>, hints: H) -> Self {
+        Self { shared, orders, hints, buffer: Vec::with_capacity(64 * 1024) }
+    }
+
+    /// Puts a guarded file back. `None` when it is left to an ordinary run.
+    fn put_back(&mut self, touch: &Touch<'_>) -> Option<()> {
+        let began = Instant::now();
+        // Whoever else is interested in the path has to look for themselves.
+        let mut resources = touch.resources.iter();
+        let (Some(resource), None) = (resources.next(), resources.next()) else { return None };
+        let mut table = self.shared.table();
+        let Table { live: true, revision, entries, pools, directories, held, .. } = &mut *table else { return None };
+        let index = entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()?;
+        let entry = entries.get(index)?;
+        if entry.withdrawn || held.get(resource).is_some_and(|until| *until > began) {
+            return None;
+        }
+        let pool = pools.get_mut(usize::try_from(entry.pool).ok()?)?;
+        let directory = directories.get(usize::try_from(entry.directory).ok()?)?;
+        if pool.stage.mount() != touch.mount || stat_of(&touch.directory).ok()?.identity != *directory {
+            return None;
+        }
+        let found = look::look(touch.directory, touch.name, pool, &mut self.buffer);
+        if matches!(found, Found::InSync) {
+            return Some(());
+        }
+        if self.shared.n_open.load(Ordering::Relaxed) >= MOST_OPEN {
+            return None;
+        }
+        // Before anything is changed, so that nothing changed goes untold.
+        let directory = touch.directory.try_clone_to_owned().ok()?;
+        let what = match found {
+            Found::InSync | Found::Odd => return None,
+            Found::Permissions(..) if !pool.notifies.is_empty() => return None,
+            Found::Permissions(file, before) => {
+                root::give(&file, &before, pool.permissions).ok()?;
+                What::Permissions(file, before)
+            }
+            Found::Other => swap(pool, touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
+            Found::Absent => swap(pool, touch, &mut self.buffer, Swap::Place, &self.orders)?,
+        };
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let deed = Deed {
+            resource: resource.clone(),
+            revision: revision.clone(),
+            key: Arc::clone(&pool.key),
+            stage: Arc::clone(&pool.stage),
+            directory,
+            what,
+            time: Timestamp::now(),
+            took_us,
+        };
+        drop(table);
+        self.shared.n_open.fetch_add(1, Ordering::Relaxed);
+        // The keeper ends only with the process.
+        self.orders.send(Order::Deed(deed)).ok()
+    }
+}
+
+/// Whether something is to be displaced.
+#[derive(Debug, Clone, Copy)]
+enum Swap {
+    Exchange,
+    Place,
+}
+
+/// Puts a sound copy in place.
+fn swap(
+    pool: &mut Pool,
+    touch: &Touch<'_>,
+    buffer: &mut Vec<u8>,
+    swap: Swap,
+    orders: &mpsc::Sender<Order>,
+) -> Option<What> {
+    let stage = Arc::clone(&pool.stage);
+    let entered = stage.enter().ok()?;
+    loop {
+        let number = pool.take()?;
+        let name = Pool::copy_name(&pool.key, number);
+        let copy = Copy { name: &name, content: &pool.spec.content, permissions: pool.permissions };
+        if !entered.is_sound(&copy, buffer).unwrap_or(false) {
+            // The keeper ends only with the process.
+            drop(orders.send(Order::Unsound { stage: Arc::clone(&stage), name }));
+            continue;
+        }
+        let exchange = || entered.exchange(&name, touch.directory, touch.name).map(|()| Done::Exchanged);
+        let place = || entered.place(&name, touch.directory, touch.name).map(|()| Done::Placed);
+        // What is there may come or go between the look and now.
+        let done = match swap {
+            Swap::Exchange => exchange().or_else(|errno| if errno == Errno::NOENT { place() } else { Err(errno) }),
+            Swap::Place => place().or_else(|errno| if errno == Errno::EXIST { exchange() } else { Err(errno) }),
+        };
+        return match done {
+            Ok(Done::Exchanged) => Some(What::Exchanged(name)),
+            Ok(Done::Placed) => Some(What::Placed),
+            Err(_) => {
+                pool.ready.push(number);
+                None
+            }
+        };
+    }
+}
+
+enum Done {
+    Exchanged,
+    Placed,
+}
+
+impl<H: FnMut(Result<Hint, WatchError>) + Send> Sink for Reflex<H> {
+    fn touched(&mut self, touch: &Touch<'_>) -> Touched {
+        match self.put_back(touch) {
+            Some(()) => Touched::Settled,
+            None => Touched::Look,
+        }
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        (self.hints)(Ok(hint));
+    }
+
+    fn ended(&mut self, error: WatchError) {
+        (self.hints)(Err(error));
+    }
+}

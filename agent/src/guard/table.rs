@@ -1,0 +1,138 @@
+//! What is guarded, and with which copies.
+//!
+//! Small for each file, because a policy may have a hundred thousand: what equal files have in common is a *pool*, which
+//! also holds their copies.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Withdrawn;
+use crate::host::root::Permissions;
+use crate::host::stage::Stage;
+use crate::policy::Revision;
+use crate::resource::{Notify, ResourceId, UnitName, file};
+
+/// Most copies of one pool, however often they are used up.
+const MOST_COPIES: u32 = 256;
+
+/// Everything that is guarded.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// Whether anything is guarded at all.
+    pub(super) live: bool,
+    /// The revision that the files are declared by.
+    pub(super) revision: Option<Arc<Revision>>,
+    /// In order of resource.
+    pub(super) entries: Vec<Entry>,
+    pub(super) pools: Vec<Pool>,
+    /// Device and inode of the directories that files are in.
+    pub(super) directories: Vec<(u64, u64)>,
+    /// Files that are left alone until a time.
+    pub(super) held: HashMap<ResourceId, Instant>,
+    /// Files that were withdrawn, with their place in the sequence of all that were: what was ordered before a withdrawal must
+    /// not undo it.
+    withdrawals: Vec<(u64, ResourceId)>,
+    n_withdrawals: u64,
+}
+
+/// One file.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) resource: ResourceId,
+    /// Index into the pools.
+    pub(super) pool: u32,
+    /// Index into the directories. A path that leads elsewhere by now is none of the guard's business.
+    pub(super) directory: u32,
+    pub(super) withdrawn: bool,
+}
+
+/// Files that are equal but for their place.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) spec: file::Spec,
+    pub(super) permissions: Permissions,
+    /// Not empty only for a pool of a single file, so that what is found on the stage says who is owed.
+    pub(super) notifies: Box<[(Notify, UnitName)]>,
+    pub(super) stage: Arc<Stage>,
+    /// Sixteen hexadecimal digits; with a number, the name of a copy.
+    pub(super) key: Arc<str>,
+    /// Numbers of the copies that are ready.
+    pub(super) ready: Vec<u64>,
+    /// How many there should be.
+    pub(super) wanted: u32,
+}
+
+impl Pool {
+    /// Name of a copy on the stage.
+    pub(super) fn copy_name(key: &str, number: u64) -> String {
+        format!("{key}-{number:x}")
+    }
+
+    /// Takes a copy. Whoever takes the last one shows that there were too few.
+    pub(super) fn take(&mut self) -> Option<u64> {
+        let number = self.ready.pop()?;
+        if self.ready.is_empty() {
+            self.wanted = self.wanted.saturating_mul(2).clamp(1, MOST_COPIES);
+        }
+        Some(number)
+    }
+}
+
+impl Table {
+    /// The index of an entry.
+    pub(super) fn find(&self, resource: &ResourceId) -> Option<usize> {
+        self.entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()
+    }
+
+    /// Leaves a file alone until it is armed by an order that is given later.
+    pub(super) fn withdraw(&mut self, resource: &ResourceId) -> Withdrawn {
+        self.n_withdrawals += 1;
+        self.withdrawals.push((self.n_withdrawals, resource.clone()));
+        self.mark_withdrawn(resource)
+    }
+
+    /// How many withdrawals there were.
+    pub(super) fn n_withdrawals(&self) -> u64 {
+        self.n_withdrawals
+    }
+
+    /// Withdraws again what was withdrawn after an order was given, and forgets the others.
+    pub(super) fn withdraw_after(&mut self, n_withdrawals: u64) {
+        self.withdrawals.retain(|(n, _)| *n > n_withdrawals);
+        let later: Vec<ResourceId> = self.withdrawals.iter().map(|(_, resource)| resource.clone()).collect();
+        for resource in later {
+            match self.mark_withdrawn(&resource) {
+                Withdrawn::WasGuarded | Withdrawn::WasNot => {}
+            }
+        }
+    }
+
+    fn mark_withdrawn(&mut self, resource: &ResourceId) -> Withdrawn {
+        let is_live = self.live;
+        let Some(entry) = self.find(resource).and_then(|i| self.entries.get_mut(i)) else { return Withdrawn::WasNot };
+        let was_withdrawn = std::mem::replace(&mut entry.withdrawn, true);
+        if is_live && !was_withdrawn { Withdrawn::WasGuarded } else { Withdrawn::WasNot }
+    }
+
+    /// Takes all pools out; nothing is guarded until there are others.
+    pub(super) fn take_pools(&mut self) -> Vec<Pool> {
+        self.live = false;
+        self.entries.clear();
+        std::mem::take(&mut self.pools)
+    }
+
+    pub(super) fn readiness(&self) -> super::Readiness {
+        if !self.live {
+            return super::Readiness::default();
+        }
+        let has_copy = |entry: &&Entry| {
+            let pool = usize::try_from(entry.pool).ok().and_then(|i| self.pools.get(i));
+            !entry.withdrawn && pool.is_some_and(|pool| !pool.ready.is_empty())
+        };
+        super::Readiness {
+            n_guarded: self.entries.iter().filter(has_copy).count(),
+            n_copies: self.pools.iter().map(|pool| pool.ready.len()).sum(),
+        }
+    }
+}
