@@ -2,6 +2,7 @@
 
 mod attributes;
 mod debts;
+mod labels;
 mod laws;
 mod paths;
 mod runs;

@@ -14,6 +14,7 @@ pub mod packages;
 pub mod pidfd;
 pub mod process;
 pub mod root;
+pub mod selinux;
 pub mod stage;
 pub mod units;
 mod uring;
@@ -51,7 +52,7 @@ impl Host {
     /// The host or image at a root directory. In an image files, accounts, packages and the enablement of units can be
     /// managed; nothing is started, stopped or restarted there.
     pub fn at(root: &Path) -> io::Result<Self> {
-        let root = Root::open(root)?;
+        let root = open_root(root)?;
         let accounts = Box::new(accounts::shadow::ShadowUtils::new(root.path()));
         let packages = packages::detect(root.path());
         let units = units::detect(root.path());
@@ -77,6 +78,23 @@ impl Host {
     /// A host for tests; [`fake::host`] also hands out what looks behind it.
     pub fn fake(root: &Path) -> io::Result<Self> {
         fake::host(root).map(|(host, _)| host)
+    }
+}
+
+/// Opens a root as the agent works on it: on the running host labels are kept as its policy names them. An image is labelled
+/// when it is finished, by its own policy.
+pub fn open_root(path: &Path) -> io::Result<Root> {
+    let root = Root::open(path)?;
+    if !root.is_live() {
+        return Ok(root);
+    }
+    match selinux::Labels::of_host() {
+        Ok(Some(labels)) => Ok(root.with_labels(labels)),
+        Ok(None) => Ok(root),
+        Err(e) => {
+            tracing::warn!(error = %crate::resource::chain(&e), "SELinux labels are not looked at");
+            Ok(root)
+        }
     }
 }
 

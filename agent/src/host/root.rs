@@ -6,6 +6,7 @@
 //! or the new one.
 
 mod attributes;
+mod labels;
 mod metadata;
 pub(in crate::host) mod resolve;
 mod temporary;
@@ -22,13 +23,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 use rustix::io::Errno;
 
-pub use attributes::{Extras, Noteworthy, noteworthy};
+pub use attributes::{Extras, Mislabel, Noteworthy, noteworthy};
 pub use metadata::{FileType, Flags, Metadata, Permissions};
 
+use super::selinux::Labels;
 use crate::resource::{AbsPath, Mode};
 use attributes::Inode;
-use metadata::{metadata_at, metadata_of_path, open_again, open_path, through};
 pub(crate) use metadata::{metadata_of_open, mount_of, stat_at, stat_of};
+use metadata::{metadata_of_path, open_again, open_path, through};
 use resolve::Place;
 use temporary::{Temporary, is_temporary};
 
@@ -41,6 +43,8 @@ use temporary::{Temporary, is_temporary};
 pub struct Root {
     dir: OwnedFd,
     path: PathBuf,
+    /// What the labels of paths should be, where somebody says so.
+    labels: Option<Labels>,
 }
 
 impl Root {
@@ -52,7 +56,7 @@ impl Root {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
-        Ok(Self { dir, path })
+        Ok(Self { dir, path, labels: None })
     }
 
     /// Where it was opened, for messages and for tools that take a root themselves.
@@ -74,9 +78,27 @@ impl Root {
     pub fn metadata(&self, path: &AbsPath) -> io::Result<Option<Metadata>> {
         match self.place(path)? {
             None => Ok(None),
-            Some(Place::Root) => metadata_of_path(&self.dir, OsStr::new("."), &self.dir).map(Some),
-            Some(Place::Entry { dir, name }) => metadata_at(&dir, &name),
+            Some(Place::Root) => self.inspect(&self.dir, OsStr::new("."), &self.dir).map(Some),
+            Some(Place::Entry { dir, name }) => match open_path(&dir, &name) {
+                Ok(target) => self.inspect(&dir, &name, &target).map(Some),
+                Err(Errno::NOENT) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
         }
+    }
+
+    /// Everything about what an `O_PATH` descriptor is open on; `dir` and `name` are where it was found.
+    fn inspect(&self, dir: &OwnedFd, name: &OsStr, target: &OwnedFd) -> io::Result<Metadata> {
+        let mut metadata = metadata_of_path(dir, name, target)?;
+        self.add_mislabel(&mut metadata, dir, name, &Inode::behind(target))?;
+        Ok(metadata)
+    }
+
+    /// Everything about a file or directory that is open for reading; `dir` and `name` are where it was found.
+    pub(in crate::host) fn inspect_open(&self, dir: &OwnedFd, name: &OsStr, file: &impl AsFd) -> io::Result<Metadata> {
+        let mut metadata = metadata_of_open(file)?;
+        self.add_mislabel(&mut metadata, dir, name, &Inode::Open(file.as_fd()))?;
+        Ok(metadata)
     }
 
     /// Reads a regular file of at most `limit` bytes, with the metadata of the very inode that was read. `None` when absent;
@@ -94,7 +116,7 @@ impl Root {
             Some(other) => return Err(not_a_regular_file(other.file_type)),
         }
         let Some(file) = open_regular(&dir, &name)? else { return Ok(None) };
-        let metadata = metadata_of_open(&file)?;
+        let metadata = self.inspect_open(&dir, &name, &file)?;
         if metadata.file_type != FileType::File {
             return Err(not_a_regular_file(metadata.file_type));
         }
@@ -140,7 +162,8 @@ impl Root {
     /// Puts a regular file with this content and these permissions at `path`, atomically and durably: written to a temporary
     /// name in the same directory, owner before mode, fsync, rename, fsync of the directory. Replaces a file, link or special
     /// file; a directory there is an error (`IsADirectory`). The `user.*` attributes of a replaced regular file are carried
-    /// over, and its label; an access control list and file capabilities are not: what is declared has neither.
+    /// over, and its label where the host's policy names none; an access control list and file capabilities are not: what is
+    /// declared has neither.
     pub fn replace_file(&self, path: &AbsPath, content: &[u8], permissions: Permissions) -> io::Result<()> {
         let (dir, name) = self.writable_place(path)?;
         let old = match stat_at(&dir, &name)? {
@@ -149,7 +172,9 @@ impl Root {
             Some(Metadata { file_type: FileType::Symlink | FileType::Special, .. }) | None => None,
         };
         let (temporary, mut file) = Temporary::file(&dir).map_err(|error| explain(&dir, None, path, error))?;
-        attributes::succeed(old.as_ref(), &file)?;
+        // Before there is anything to protect, and so before it is visible.
+        let label = self.label_of_new(&dir, &name, FileType::File, old.as_ref())?;
+        attributes::succeed(old.as_ref(), &file, label.as_deref())?;
         file.write_all(content)?;
         change_owner(&file, permissions)?;
         // After the owner, because a change of owner strips the set-user-id bit.
@@ -166,6 +191,9 @@ impl Root {
             return Err(Errno::ISDIR.into());
         }
         let temporary = Temporary::symlink(&dir, target).map_err(|error| explain(&dir, None, path, error))?;
+        if let Some(label) = self.label_of_new(&dir, &name, FileType::Symlink, None)? {
+            Inode::behind(&open_path(&dir, temporary.name())?).set_label(&label)?;
+        }
         temporary.rename_to(&name).map_err(|error| explain(&dir, Some(&name), path, error))?;
         sync_directory(&dir)
     }
@@ -175,6 +203,9 @@ impl Root {
     pub fn create_directory(&self, path: &AbsPath, permissions: Permissions) -> io::Result<()> {
         let (dir, name) = self.writable_place(path)?;
         let (temporary, made) = Temporary::directory(&dir).map_err(|error| explain(&dir, None, path, error))?;
+        if let Some(label) = self.label_of_new(&dir, &name, FileType::Directory, None)? {
+            Inode::Open(made.as_fd()).set_label(&label)?;
+        }
         Inode::Open(made.as_fd()).remove_extras()?;
         change_owner(&made, permissions)?;
         rustix::fs::fchmod(&made, kernel_mode(permissions.mode))?;
@@ -183,8 +214,8 @@ impl Root {
     }
 
     /// Sets owner and group, then mode, of a file or directory (never of a link's target), and removes what refuses or grants
-    /// more than these: the immutable and append-only flags first, an access control list and capabilities last. Only what
-    /// differs is touched.
+    /// more than these: the immutable and append-only flags first, an access control list and capabilities last. A wrong label
+    /// is set. Only what differs is touched.
     pub fn set_permissions(&self, path: &AbsPath, permissions: Permissions) -> io::Result<()> {
         let open_root;
         let (dir, name) = match self.place(path)? {
@@ -198,7 +229,7 @@ impl Root {
         // Everything below acts on this descriptor, so a link that is swapped in meanwhile changes nothing.
         let target = open_path(&dir, &name)?;
         let explain = |error| explain(&dir, Some(&name), path, error);
-        let metadata = metadata_of_path(&dir, &name, &target)?;
+        let metadata = self.inspect(&dir, &name, &target)?;
         match metadata.file_type {
             FileType::File | FileType::Directory => {}
             FileType::Symlink | FileType::Special => {
@@ -234,7 +265,10 @@ impl Root {
         if stripped || metadata.mode != permissions.mode {
             through(&dir, &name, &target, |inode| inode.change_mode(mode)).map_err(explain)?;
         }
-        if !metadata.extras.is_empty() {
+        if let Some(label) = &metadata.extras.label {
+            through(&dir, &name, &target, |inode| inode.set_label(&label.wanted)).map_err(explain)?;
+        }
+        if metadata.extras.acl.is_some() || metadata.extras.capabilities.is_some() {
             through(&dir, &name, &target, |inode| inode.remove_extras()).map_err(explain)?;
             // While there was a list, the group's bits were its mask. Set before it went, so that nobody was granted more
             // meanwhile, and again in case that the file system put the bits of its group entry there.

@@ -158,14 +158,18 @@ pub(super) fn permission_changes(changes: &mut Vec<Change>, metadata: &Metadata,
     extra_changes(changes, "", metadata);
 }
 
-/// Adds a change for each thing that nobody declared: an access control list, capabilities, a flag that refuses changes.
+/// Adds a change for each thing that nobody declared: an access control list, capabilities, a wrong label, a flag that refuses
+/// changes.
 /// Attributes are named with `prefix` before them.
 pub(super) fn extra_changes(changes: &mut Vec<Change>, prefix: &str, metadata: &Metadata) {
-    let Extras { acl, capabilities } = &metadata.extras;
+    let Extras { acl, capabilities, label } = &metadata.extras;
     for (attribute, found) in [("acl", acl), ("capabilities", capabilities)] {
         if let Some(found) = found {
             changes.push(Change::value(&format!("{prefix}{attribute}"), Some(found.to_string()), None));
         }
+    }
+    if let Some(label) = label {
+        changes.push(Change::value(&format!("{prefix}label"), label.found.clone(), Some(label.wanted.clone())));
     }
     flag_change(changes, prefix, metadata);
 }

@@ -32,7 +32,15 @@ pub fn diff(desired: &Desired, observation: &Observation<Observed>, missing_pare
             Verdict::Drift(Drift { action: Action::Create, changes })
         }
         (Ensure::Present(target), Observation::Present(observed)) => match &observed.node {
-            Node::Symlink(actual) if actual == Path::new(target) => Verdict::InSync,
+            Node::Symlink(actual) if actual == Path::new(target) => {
+                let mut changes = Vec::new();
+                place::extra_changes(&mut changes, "", &observed.metadata);
+                if changes.is_empty() {
+                    Verdict::InSync
+                } else {
+                    Verdict::Drift(Drift { action: Action::Update, changes })
+                }
+            }
             Node::Symlink(actual) => Verdict::Drift(Drift::value(
                 Action::Update,
                 "target",
@@ -61,6 +69,10 @@ pub fn apply(root: &Root, desired: &Desired, observation: &Observation<Observed>
             root.replace_symlink(path, target).map_err(place::failure("create", path, None))
         }
         (Ensure::Present(target), Observation::Present(observed)) => {
+            if observed.node == Node::Symlink(target.into()) {
+                let restored = root.restore_label(path).map(drop);
+                return restored.map_err(place::failure("set the label of", path, Some(&observed.metadata)));
+            }
             if observed.node == Node::Directory {
                 place::remove(root, path, observed)?;
             } else {

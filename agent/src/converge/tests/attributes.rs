@@ -14,7 +14,7 @@ const CAPABILITIES: &str = "security.capability";
 const LIST: &[(u16, u16, u32)] = &[(1, 6, !0), (2, 6, 4321), (4, 4, !0), (0x10, 6, !0), (0x20, 4, !0)];
 
 /// Whether this test may go on: what it needs is root's. Where everything must be tested, root is there.
-fn as_root() -> bool {
+pub(super) fn as_root() -> bool {
     let is_root = crate::host::current_ids().0 == 0;
     assert!(is_root || std::env::var_os("CI").is_none(), "this test needs root");
     if !is_root {
@@ -49,14 +49,14 @@ fn set_flags(path: &Path, flags: IFlags) {
     rustix::fs::ioctl_setflags(&file, kept.union(flags)).unwrap();
 }
 
-fn inode(path: &Path) -> u64 {
+pub(super) fn inode(path: &Path) -> u64 {
     std::fs::symlink_metadata(path).unwrap().ino()
 }
 
 /// Converges once and returns the changes of the only step, as a plan shows them; afterwards everything must be in sync, and the
 /// history must tell the same.
 #[track_caller]
-fn repaired(world: &mut World, desired: &DesiredState) -> Vec<String> {
+pub(super) fn repaired(world: &mut World, desired: &DesiredState) -> Vec<String> {
     let planned = world.plan(desired).to_text();
     let report = world.converge(desired);
     let [ResourceReport { outcome: Outcome::Changed { changes, .. }, .. }] = &report.resources[..] else {

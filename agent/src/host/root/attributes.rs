@@ -3,10 +3,10 @@
 //!
 //! A policy declares the mode, and an access control list grants more than the mode says; file capabilities make a program
 //! more than it was declared to be. So neither belongs on what is declared: both are drift, and neither is handed on to a
-//! replacement. (A list that is wanted will be declared.) Left alone: the *default* list of a directory, which says what new
-//! entries get and grants nothing itself; `user.*`, which is carried over to a replacement; the label, which is carried over
-//! where nothing says what it should be; `trusted.*`, the file system's own. Not carried over: `security.ima` and
-//! `security.evm`, signatures of other content.
+//! replacement. (A list that is wanted will be declared.) A label other than the policy of the host names is drift as well.
+//! Left alone: the *default* list of a directory, which says what new entries get and grants nothing itself; `user.*`, which
+//! is carried over to a replacement, as is the label where nothing says what it should be; `trusted.*`, the file system's
+//! own. Not carried over: `security.ima` and `security.evm`, signatures of other content.
 //!
 //! A file system without extended attributes has none of this.
 
@@ -37,6 +37,17 @@ pub struct Extras {
     pub acl: Option<Box<str>>,
     /// File capabilities, such as `cap_net_raw=ep`.
     pub capabilities: Option<Box<str>>,
+    /// A label that should be another.
+    pub label: Option<Box<Mislabel>>,
+}
+
+/// A wrong SELinux label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mislabel {
+    /// What it is; `None` where there is none.
+    pub found: Option<String>,
+    /// What will be set.
+    pub wanted: String,
 }
 
 impl Extras {
@@ -103,6 +114,32 @@ impl Inode<'_> {
         .map_err(io::Error::from)
     }
 
+    /// The SELinux label. `Ok(None)` where there is none, `Err` of kind `Unsupported` where there can be none.
+    pub(super) fn label(&self) -> io::Result<Option<String>> {
+        let Some(mut value) = self.get(LABEL)? else { return Ok(None) };
+        if value.last() == Some(&0) {
+            value.pop();
+        }
+        String::from_utf8(value).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+    }
+
+    /// Sets the SELinux label. Does nothing where there can be none.
+    pub(super) fn set_label(&self, label: &str) -> io::Result<()> {
+        // With the zero byte, as the library itself writes it.
+        let mut value = label.as_bytes().to_vec();
+        value.push(0);
+        let set = match self {
+            Self::Open(file) => rustix::fs::fsetxattr(file, LABEL, &value, XattrFlags::empty()),
+            Self::Path(path) => rustix::fs::setxattr(path, LABEL, &value, XattrFlags::empty()),
+        };
+        match set {
+            Ok(()) | Err(Errno::NOTSUP) => Ok(()),
+            Err(error) => {
+                Err(io::Error::new(io::Error::from(error).kind(), format!("the label `{label}` was refused: {error}")))
+            }
+        }
+    }
+
     /// Removes what grants more than the mode does. Not an error where there is nothing.
     pub(super) fn remove_extras(&self) -> io::Result<()> {
         self.remove(ACL)?;
@@ -157,9 +194,13 @@ impl Inode<'_> {
     }
 }
 
-/// Gives a new file what it takes over from the one that it replaces, and takes from it what it inherited from its directory.
-pub(super) fn succeed(old: Option<&File>, new: &File) -> io::Result<()> {
+/// Gives a new file its label and what it takes over from the one that it replaces, and takes from it what it inherited from
+/// its directory. Without a label of its own it takes over that too.
+pub(super) fn succeed(old: Option<&File>, new: &File, label: Option<&str>) -> io::Result<()> {
     let inode = Inode::Open(new.as_fd());
+    if let Some(label) = label {
+        inode.set_label(label)?;
+    }
     inode.remove(ACL)?;
     let Some(old) = old else { return Ok(()) };
     let old = Inode::Open(old.as_fd());
@@ -167,7 +208,7 @@ pub(super) fn succeed(old: Option<&File>, new: &File) -> io::Result<()> {
         // A name that is not UTF-8 is a `user.*` one; it is carried by no tool that we know, and neither here.
         for name in names.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
             let is_label = name == LABEL;
-            if !(is_label || name.starts_with("user.")) {
+            if !(is_label && label.is_none() || name.starts_with("user.")) {
                 continue;
             }
             let Some(value) = old.get(name)? else { continue };

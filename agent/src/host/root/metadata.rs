@@ -46,7 +46,7 @@ pub struct Metadata {
     pub ctime_ns: i128,
     /// Flags that refuse changes.
     pub flags: Flags,
-    /// What grants more than owner, group and mode do. Read for files and directories only.
+    /// What grants more than owner, group and mode do. Of a link only the label is read, of a special file nothing.
     pub extras: Extras,
 }
 
@@ -120,16 +120,7 @@ pub(crate) fn mount_of(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
-/// Everything about a name.
-pub(super) fn metadata_at(dir: &OwnedFd, name: &OsStr) -> io::Result<Option<Metadata>> {
-    match open_path(dir, name) {
-        Ok(target) => metadata_of_path(dir, name, &target).map(Some),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Everything about what an `O_PATH` descriptor is open on; `dir` and `name` are where it was found.
+/// Everything but the label about what an `O_PATH` descriptor is open on; `dir` and `name` are where it was found.
 pub(super) fn metadata_of_path(dir: &OwnedFd, name: &OsStr, target: &OwnedFd) -> io::Result<Metadata> {
     let mut metadata = stat_of(target)?;
     match metadata.file_type {
@@ -141,7 +132,7 @@ pub(super) fn metadata_of_path(dir: &OwnedFd, name: &OsStr, target: &OwnedFd) ->
     Ok(metadata)
 }
 
-/// Everything about a file or directory that is open for reading.
+/// Everything but the label about a file or directory that is open for reading.
 pub(crate) fn metadata_of_open(file: &impl AsFd) -> io::Result<Metadata> {
     let mut metadata = stat_of(file)?;
     metadata.extras = Extras::of(&Inode::Open(file.as_fd()))?;

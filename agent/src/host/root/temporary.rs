@@ -63,6 +63,10 @@ impl<'a> Temporary<'a> {
         }
     }
 
+    pub(super) fn name(&self) -> &OsStr {
+        OsStr::new(&self.name)
+    }
+
     pub(super) fn rename_to(mut self, name: &OsStr) -> io::Result<()> {
         rustix::fs::renameat(self.dir, &self.name, self.dir, name)?;
         self.renamed = true;
