@@ -98,7 +98,7 @@ fn case_21_an_overflow_means_everything_and_what_came_meanwhile_is_watched() {
 fn where_watches_run_out_paths_are_polled_and_coverage_says_so() {
     for_each_source(|sources| {
         // The root takes the only one.
-        let guard = Guard::with(Options { sources, max_watches: 1 }, &["/top", "/d/t"], |root| {
+        let guard = Guard::with(Options { sources, max_watches: 1, ..Options::default() }, &["/top", "/d/t"], |root| {
             fs::create_dir(root.join("d")).unwrap();
             write(root.join("d/t"), "good");
         });
@@ -125,7 +125,7 @@ fn where_watches_run_out_paths_are_polled_and_coverage_says_so() {
 #[test]
 fn no_watch_at_all_is_no_reason_to_stop() {
     for_each_source(|sources| {
-        let guard = Guard::with(Options { sources, max_watches: 0 }, &["/d/t"], |_| {});
+        let guard = Guard::with(Options { sources, max_watches: 0, ..Options::default() }, &["/d/t"], |_| {});
         fs::create_dir(guard.at("/d")).unwrap();
         write(guard.at("/d/t"), "new");
         guard.expect("/d/t");
@@ -136,7 +136,7 @@ fn no_watch_at_all_is_no_reason_to_stop() {
 #[test]
 fn watches_that_come_free_are_taken() {
     for_each_source(|sources| {
-        let guard = Guard::with(Options { sources, max_watches: 2 }, &["/a/t", "/b/t"], |root| {
+        let guard = Guard::with(Options { sources, max_watches: 2, ..Options::default() }, &["/a/t", "/b/t"], |root| {
             fs::create_dir(root.join("a")).unwrap();
             fs::create_dir(root.join("b")).unwrap();
         });

@@ -41,6 +41,7 @@ use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
 use crate::converge::Scope;
 use crate::guard::{Guard, Repaired};
+use crate::host::thread::{Urgency, raise_open_files};
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Contested, Displaced, Next, Schedule};
 use crate::spool::Event as AlertEvent;
@@ -79,6 +80,7 @@ enum Event {
 ///
 /// When it cannot start (state directory, control socket, watcher), or when a part of it ended unasked.
 pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {
+    raise_open_files();
     let (events, mut received) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::new(first_status(&settings)));
 
@@ -96,7 +98,9 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         // The receiver is gone only while the process ends.
         Err(error) => drop(failures.send(Event::WatcherEnded(error))),
     });
-    let watcher = Watcher::start(settings.paths.root.clone(), sink).context("cannot start the watcher")?;
+    let options = watch::Options { urgency: Urgency::RealTime, ..watch::Options::default() };
+    let watcher =
+        Watcher::start_with(settings.paths.root.clone(), options, sink).context("cannot start the watcher")?;
     let inbox = watch_inbox(&settings.paths.inbox(), events.clone())?;
     let listener = listen(&settings.paths.control())?;
 

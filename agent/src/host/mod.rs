@@ -16,6 +16,7 @@ pub mod process;
 pub mod root;
 pub mod selinux;
 pub mod stage;
+pub mod thread;
 pub mod units;
 mod uring;
 pub mod verify;

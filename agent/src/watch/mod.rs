@@ -24,6 +24,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::host::thread::Urgency;
 use crate::resource::ResourceId;
 
 mod path;
@@ -208,11 +209,13 @@ pub struct Options {
     pub sources: Sources,
     /// Most kernel watches to hold; beyond it paths are polled, as when the kernel has no more to give.
     pub max_watches: usize,
+    /// How soon its thread is to run when something happens.
+    pub urgency: Urgency,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sources: Sources::default(), max_watches: usize::MAX }
+        Self { sources: Sources::default(), max_watches: usize::MAX, urgency: Urgency::Ordinary }
     }
 }
 

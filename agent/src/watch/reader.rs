@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::tree::Tree;
 use super::{Command, Hint, Options, Sink, WatchError};
+use crate::host::thread::{self, Urgency};
 
 /// Far enough in the future never to come; the timer exists only to be cancelled when the clock is set.
 const NEVER: i64 = 1 << 40;
@@ -34,6 +35,7 @@ pub(super) fn run(
     let clock = clock_steps()
         .inspect_err(|errno| tracing::warn!(%errno, "cannot watch the clock; steps of it go unnoticed"))
         .ok();
+    let mut pace = Pace::new(options.urgency);
     loop {
         let ready = wait(&tree, wake, mounts.as_ref(), clock.as_ref())?;
         if ready.wake {
@@ -43,6 +45,7 @@ pub(super) fn run(
             }
         }
         let now = Instant::now();
+        pace.waited(now);
         if ready.events {
             read(&mut tree, sink)?;
             if tree.is_littered() {
@@ -60,6 +63,54 @@ pub(super) fn run(
             sink.hint(Hint::Everything { why: "the clock was set" });
         }
         tree.poll(now, sink);
+        pace.worked(Instant::now());
+    }
+}
+
+/// Longest time that the thread works without a pause at a better priority than others. A repair takes microseconds; who
+/// causes events without end must not keep the rest of the host from running.
+const LONGEST_STRETCH: Duration = Duration::from_millis(50);
+
+/// A wait that is shorter was no pause.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Gives a better priority back while there is no end of work.
+#[derive(Debug)]
+struct Pace {
+    wanted: Urgency,
+    granted: Urgency,
+    /// Since when there was no pause.
+    since: Instant,
+    /// When the last piece of work ended.
+    ended: Instant,
+}
+
+impl Pace {
+    fn new(wanted: Urgency) -> Self {
+        let now = Instant::now();
+        let granted = if wanted == Urgency::Ordinary { wanted } else { thread::schedule_this(wanted) };
+        Self { wanted, granted, since: now, ended: now }
+    }
+
+    /// There is something to do again.
+    fn waited(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.ended) < SHORTEST_PAUSE {
+            return;
+        }
+        self.since = now;
+        if self.granted == Urgency::Ordinary && self.wanted != Urgency::Ordinary {
+            self.granted = thread::schedule_this(self.wanted);
+        }
+    }
+
+    /// What there was to do is done.
+    fn worked(&mut self, now: Instant) {
+        self.ended = now;
+        let is_long = now.saturating_duration_since(self.since) > LONGEST_STRETCH;
+        // A nice thread shares with the others by itself.
+        if is_long && self.granted == Urgency::RealTime {
+            self.granted = thread::schedule_this(Urgency::Ordinary);
+        }
     }
 }
 
