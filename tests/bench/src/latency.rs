@@ -1,0 +1,304 @@
+//! From a foreign drift to the correct content, beside the floor: pre-staged exchange on raw inotify.
+//!
+//! The three take turns in rounds, on files of one file system, so that a noisy minute is everybody's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use rekindle_tests::wait_for;
+
+use crate::clock::between;
+use crate::floor::guard::{Guarded, Guarding};
+use crate::foreign::{Drift, Drifts, Flood, Flooded, Kind};
+use crate::proc::{self, Scheduling};
+use crate::process::Helper;
+use crate::sandbox::{self, Agent, Sandbox};
+use crate::stats::{Summary, median, show};
+use crate::table::{Goal, Row};
+use crate::tree::{self, Tree};
+use crate::{Bench, clock};
+
+/// Name of the agent's thread that is told of changes.
+const WATCHER: &str = "watch";
+
+/// How long a repair may take before it counts as missed.
+const MISSED: Duration = Duration::from_secs(10);
+
+/// Measures the time from a drift to the sight of the correct content
+#[derive(Debug, Clone, Args)]
+pub struct Latency {
+    /// Drifts of one file, for each kind and each side
+    #[arg(long, default_value_t = 1000)]
+    pub drifts: usize,
+    /// Turns in which floor and rekindle alternate
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Milliseconds from one repair to the next drift
+    #[arg(long, default_value_t = 2)]
+    pub gap: u64,
+    /// Ways to drift
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "content")]
+    pub kinds: Vec<Kind>,
+    /// Overwrite so many files at once instead
+    #[arg(long, value_name = "FILES")]
+    pub files: Option<usize>,
+    /// How often to do so
+    #[arg(long, value_name = "TIMES", default_value_t = 5)]
+    pub at_once: usize,
+}
+
+/// The sides of a comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Floor,
+    DurableFloor,
+    Rekindle,
+}
+
+const SIDES: [Side; 3] = [Side::Floor, Side::DurableFloor, Side::Rekindle];
+
+impl Latency {
+    /// Measures.
+    pub fn run(&self, bench: &Bench) -> Result<Vec<Row>> {
+        match self.files {
+            Some(n_files) => self.flood(bench, n_files),
+            None => {
+                let mut rows = Vec::new();
+                for kind in &self.kinds {
+                    rows.extend(self.drift(bench, *kind)?);
+                }
+                Ok(rows)
+            }
+        }
+    }
+
+    fn drift(&self, bench: &Bench, kind: Kind) -> Result<Vec<Row>> {
+        let mut stage = Stage::new(bench, 1)?;
+        let mut visible: [Vec<Duration>; 3] = Default::default();
+        let mut repaired: [Vec<Duration>; 3] = Default::default();
+        let mut n_missed = [0; 3];
+        let rounds = self.rounds.clamp(1, self.drifts.max(1));
+        for round in 0..rounds {
+            let n = self.drifts / rounds + usize::from(round < self.drifts % rounds);
+            // Whoever goes first in one round goes last in the next.
+            for turn in 0..SIDES.len() {
+                let side = (round + turn) % SIDES.len();
+                let (Some(which), Some(visible), Some(repaired), Some(n_missed)) =
+                    (SIDES.get(side), visible.get_mut(side), repaired.get_mut(side), n_missed.get_mut(side))
+                else {
+                    continue;
+                };
+                let (drifts, guarding) = stage.drifts(*which, kind, n, Duration::from_millis(self.gap))?;
+                *n_missed += drifts.iter().filter(|drift| drift.visible.is_none()).count();
+                visible.extend(drifts.iter().filter_map(|drift| Some(between(drift.caused, drift.visible?))));
+                repaired.extend(drifts.iter().zip(&guarding.repaired).map(|(d, at)| between(d.caused, *at)));
+            }
+        }
+        stage.end()?;
+        let [floor, durable, rekindle] = visible.map(Summary::of);
+        let floor = floor.context("the floor restored nothing")?;
+        let durable = durable.context("the durable floor restored nothing")?;
+        let rekindle = rekindle.with_context(|| format!("rekindle restored none of {} drifts", self.drifts))?;
+        let what = kind.describe();
+        let [repaired, _, _] = repaired.map(Summary::of);
+        let repaired = repaired.map_or_else(String::new, |summary| summary.to_string());
+        let scheduling = shown(stage.scheduling);
+        eprintln!("{what}: floor    {floor}; until its system call had returned {repaired}; both {scheduling}");
+        eprintln!("{what}: durable  {durable}");
+        eprintln!("{what}: rekindle {rekindle}");
+        let [of_floor, of_durable, of_rekindle] = n_missed;
+        ensure!(of_floor + of_durable == 0, "the floor missed {of_floor} and {of_durable} drifts");
+        let name = format!("a file {what} → correct content visible, {} drifts, both {scheduling}", self.drifts);
+        let goal = Goal::Ratios(vec![1.5, 2.0]);
+        let mut rows = vec![Row::compared(&name, floor, rekindle, of_rekindle, goal)];
+        if kind == Kind::Content {
+            let name = format!("{name}; this floor also makes durable and restages");
+            rows.push(Row::compared(name, durable, rekindle, of_rekindle, Goal::None));
+        }
+        Ok(rows)
+    }
+
+    fn flood(&self, bench: &Bench, n_files: usize) -> Result<Vec<Row>> {
+        let mut stage = Stage::new(bench, n_files)?;
+        let (mut floor, mut durable_floor, mut rekindle, mut durable) = (vec![], vec![], vec![], vec![]);
+        let mut n_missed = 0;
+        for _ in 0..self.at_once {
+            let (flooded, guarding) = stage.flood(Side::DurableFloor)?;
+            floor.push(between(flooded.last, flooded.visible.context("the floor did not restore all")?));
+            durable_floor.push(between(flooded.last, guarding.durable.last().copied().unwrap_or_default()));
+            let before = stage.recorded()?;
+            let (flooded, _) = stage.flood(Side::Rekindle)?;
+            match flooded.visible {
+                Some(visible) => rekindle.push(between(flooded.last, visible)),
+                None => n_missed += 1,
+            }
+            durable.push(between(flooded.last, stage.wait_recorded(before, n_files)?));
+        }
+        stage.end()?;
+        let what = format!("{n_files} files overwritten at once");
+        eprintln!("{what}: restored {}, durable {}", show(median(&rekindle)), show(median(&durable)));
+        let (restored, recorded) = (median(&rekindle), median(&durable));
+        let slowest = rekindle.iter().max().copied().unwrap_or_default();
+        Ok(vec![
+            Row::timed(
+                format!("{what}, from the last close: all restored, median of {}", self.at_once),
+                median(&floor),
+                restored,
+                Goal::Met("≤ 50.0 ms".to_owned(), n_missed == 0 && restored <= Duration::from_millis(50)),
+            ),
+            Row::plain(format!("{what}: the slowest of {}", self.at_once), show(slowest), Goal::None),
+            Row::timed(
+                format!("{what}, from the last close: all durable and in the history, median of {}", self.at_once),
+                median(&durable_floor),
+                recorded,
+                Goal::Met("≤ 1.00 s".to_owned(), recorded <= Duration::from_secs(1)),
+            ),
+        ])
+    }
+}
+
+fn shown(scheduling: Scheduling) -> String {
+    match scheduling {
+        Scheduling { fifo: 0, nice } => format!("at nice {nice}"),
+        Scheduling { fifo, .. } => format!("under SCHED_FIFO {fifo}"),
+    }
+}
+
+/// A file system with files for the floor and the same files for the agent, which guards them.
+struct Stage {
+    exe: std::path::PathBuf,
+    sandbox: Sandbox,
+    services: Option<(Agent, crate::process::Background)>,
+    tree: Tree,
+    scheduling: Scheduling,
+    n_floors: usize,
+    n_expected: u64,
+}
+
+impl Stage {
+    fn new(bench: &Bench, n_files: usize) -> Result<Self> {
+        let sandbox = Sandbox::new(bench)?;
+        let tree = Tree::new(n_files);
+        tree.make(sandbox.root())?;
+        tree.make(&sandbox.scratch().join("floor"))?;
+        let revision = sandbox.commit(&tree.policy())?;
+        let (agent, courier) = sandbox.start(&revision)?;
+        // What the agent prepares after the first convergence is no part of a repair.
+        tree::settle(sandbox.root())?;
+        crate::process::pause(Duration::from_secs(1));
+        let scheduling = proc::scheduling(agent.pid()?, WATCHER)?.context("the agent has no thread that watches")?;
+        let n_expected = sandbox.status()?.n_repairs;
+        Ok(Self {
+            exe: bench.exe.clone(),
+            sandbox,
+            services: Some((agent, courier)),
+            tree,
+            scheduling,
+            n_floors: 0,
+            n_expected,
+        })
+    }
+
+    /// One round of drifts of one file.
+    fn drifts(&mut self, side: Side, kind: Kind, n: usize, gap: Duration) -> Result<(Vec<Drift>, Guarding)> {
+        let floor = self.floor(side, kind, n)?;
+        let root = self.root_of(side);
+        let spec = Drifts {
+            path: self.tree.place_of(&root, 0),
+            file: 0,
+            kind,
+            n,
+            gap,
+            patience: MISSED,
+            spare: self.sandbox.scratch().join("spare"),
+        };
+        let mut foreign = Helper::start(&self.exe, "__drift", &spec, NORMAL)?;
+        foreign.wait_ready()?;
+        let drifts: Vec<Drift> = foreign.finish()?;
+        let guarding = self.end_round(side, floor, n)?;
+        Ok((drifts, guarding))
+    }
+
+    /// All files at once.
+    fn flood(&mut self, side: Side) -> Result<(Flooded, Guarding)> {
+        let floor = self.floor(side, Kind::Content, 1)?;
+        let root = self.root_of(side);
+        let spec = Flood { files: self.files(&root), patience: MISSED };
+        let mut foreign = Helper::start(&self.exe, "__flood", &spec, NORMAL)?;
+        foreign.wait_ready()?;
+        let flooded = foreign.finish()?;
+        let guarding = self.end_round(side, floor, self.tree.n_files)?;
+        Ok((flooded, guarding))
+    }
+
+    fn root_of(&self, side: Side) -> std::path::PathBuf {
+        match side {
+            Side::Floor | Side::DurableFloor => self.sandbox.scratch().join("floor"),
+            Side::Rekindle => self.sandbox.root().to_owned(),
+        }
+    }
+
+    fn files(&self, root: &std::path::Path) -> Vec<(std::path::PathBuf, usize)> {
+        self.tree.places(root).into_iter().enumerate().map(|(file, place)| (place, file)).collect()
+    }
+
+    /// Starts the floor when it is its turn, scheduled as the agent's watching thread is.
+    fn floor(&mut self, side: Side, kind: Kind, n_replicas: usize) -> Result<Option<Helper>> {
+        let durable = match side {
+            Side::Rekindle => return Ok(None),
+            Side::Floor => false,
+            Side::DurableFloor => true,
+        };
+        self.n_floors += 1;
+        let pool = self.sandbox.scratch().join(format!("pool-{}", self.n_floors));
+        let files = self.files(&self.root_of(side));
+        let spec = Guarded { files, kind, n_replicas, pool, durable };
+        let mut floor = Helper::start(&self.exe, "__guard", &spec, self.scheduling)?;
+        floor.wait_ready()?;
+        Ok(Some(floor))
+    }
+
+    /// Ends the floor, or lets the agent end what it does after its repairs, so that the next turn begins in quiet.
+    fn end_round(&mut self, side: Side, floor: Option<Helper>, n: usize) -> Result<Guarding> {
+        if side == Side::Rekindle {
+            self.n_expected += u64::try_from(n)?;
+            let expected = self.n_expected;
+            let counted = wait_for("the repairs to be counted", Duration::from_secs(60), || {
+                Ok((self.sandbox.status()?.n_repairs >= expected).then_some(()))
+            });
+            // A drift that came before the last one was judged is repaired with it; what is missed shows in the table.
+            if counted.is_err() {
+                self.n_expected = self.sandbox.status()?.n_repairs;
+            }
+        }
+        let guarding = floor.map(Helper::finish).transpose()?.unwrap_or_default();
+        tree::settle(self.sandbox.root())?;
+        Ok(guarding)
+    }
+
+    /// Repairs in the history, which is written when they are durable.
+    fn recorded(&self) -> Result<usize> {
+        let entries = self.sandbox.history(1_000_000)?;
+        let is_repair = |entry: &&serde_json::Value| {
+            let text = |key| entry.get(key).and_then(serde_json::Value::as_str);
+            text("cause") == Some("drift") && text("outcome") == Some("changed")
+        };
+        Ok(entries.iter().filter(is_repair).count())
+    }
+
+    fn wait_recorded(&self, before: usize, n: usize) -> Result<clock::Stamp> {
+        wait_for("the repairs to be recorded", sandbox::PATIENCE, || {
+            Ok((self.recorded()? >= before + n).then_some(clock::now()?))
+        })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some((agent, courier)) = self.services.take() else { return Ok(()) };
+        courier.stop()?;
+        agent.stop()
+    }
+}
+
+/// The other process is scheduled like most programs.
+const NORMAL: Scheduling = Scheduling { fifo: 0, nice: 0 };
