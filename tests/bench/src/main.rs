@@ -89,10 +89,10 @@ fn measure(cli: Cli) -> Result<ExitCode> {
     let mut errors = Vec::new();
     let command = format!("tests/bench/run {}", std::env::args().skip(1).collect::<Vec<_>>().join(" "));
     if matches!(cli.what, What::All) {
-        for (name, run) in everything() {
-            let command = format!("tests/bench/run {name}");
+        for line in everything() {
+            let command = format!("tests/bench/run {line}");
             eprintln!("==> {command}");
-            match run(&bench) {
+            match parse(&line).and_then(|cli| one(&cli.what, &bench)) {
                 Ok(rows) => table.add(&command, rows),
                 // The rest is measured all the same.
                 Err(error) => errors.push(format!("{command}: {error:#}")),
@@ -126,31 +126,17 @@ fn one(what: &What, bench: &Bench) -> Result<Vec<Row>> {
     }
 }
 
-/// A command line after `tests/bench/run`, and what it does.
-type Measurement = (String, Box<dyn Fn(&Bench) -> Result<Vec<Row>>>);
-
-/// Every measurement with its defaults, each as the command that repeats it alone.
-fn everything() -> Vec<Measurement> {
+/// Every measurement with its defaults, as the arguments that repeat it alone.
+fn everything() -> Vec<String> {
     let kinds: Vec<String> =
         Kind::ALL.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned())).collect();
-    let lines = [
-        format!("latency --kinds {}", kinds.join(",")),
-        "latency --files 1000".to_owned(),
-        "scan".to_owned(),
-        "storm".to_owned(),
-        "idle".to_owned(),
-        "reload".to_owned(),
-        "actors".to_owned(),
-    ];
+    let mut lines = vec![format!("latency --kinds {}", kinds.join(","))];
+    lines.extend(["latency --files 1000", "scan", "storm", "idle", "reload", "actors"].map(str::to_owned));
     lines
-        .into_iter()
-        .map(|line| {
-            let words = std::iter::once("run").chain(line.split(' ')).map(str::to_owned).collect::<Vec<_>>();
-            let run: Box<dyn Fn(&Bench) -> Result<Vec<Row>>> =
-                Box::new(move |bench| one(&Cli::try_parse_from(&words)?.what, bench));
-            (line, run)
-        })
-        .collect()
+}
+
+fn parse(line: &str) -> Result<Cli> {
+    Ok(Cli::try_parse_from(std::iter::once("run").chain(line.split(' ')))?)
 }
 
 #[cfg(test)]
@@ -166,9 +152,9 @@ mod tests {
 
     #[test]
     fn everything_is_made_of_commands_that_exist() {
-        for (line, _) in everything() {
-            Cli::try_parse_from(std::iter::once("run").chain(line.split(' '))).unwrap();
+        for line in everything() {
+            parse(&line).unwrap();
         }
-        assert!(everything().iter().any(|(line, _)| line.ends_with("content,mode,delete,rename-over")));
+        assert!(everything().iter().any(|line| line.ends_with("content,mode,delete,rename-over")));
     }
 }
