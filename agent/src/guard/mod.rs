@@ -17,6 +17,7 @@
 mod keeper;
 mod look;
 mod reflex;
+pub mod scan;
 mod table;
 
 use std::path::PathBuf;

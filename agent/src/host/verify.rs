@@ -172,7 +172,12 @@ const WARM: Duration = Duration::from_micros(8);
 
 /// Puts entries in the order in which a pass opens each directory once.
 pub fn sort<E: Borrow<Entry>>(entries: &mut [E]) {
-    entries.sort_unstable_by(|a, b| a.borrow().split().cmp(&b.borrow().split()));
+    entries.sort_unstable_by(|a, b| order(a.borrow(), b.borrow()));
+}
+
+/// The order of [`sort`].
+pub fn order(a: &Entry, b: &Entry) -> std::cmp::Ordering {
+    a.split().cmp(&b.split())
 }
 
 /// Verifies all entries and returns the answers in their order. Entries should be in the order of [`sort`]; in any other the

@@ -74,6 +74,17 @@ impl<'a> Verifier<'a> {
             At::Unknown(errno) => Err(*errno),
         }
     }
+
+    /// Whether the last entry's directory is on a file system that keeps everything in memory, and so never writes anything
+    /// back. Unless that is certain it is not.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        const TMPFS: i64 = 0x0102_1994;
+        const RAMFS: i64 = 0x8584_58f6;
+        match self.here.as_ref().map(|here| &here.at) {
+            Some(At::Open(dir)) => rustix::fs::fstatfs(dir).is_ok_and(|found| [TMPFS, RAMFS].contains(&found.f_type)),
+            Some(At::Nothing | At::Unknown(_)) | None => false,
+        }
+    }
 }
 
 /// Memory that is used again for each file.
