@@ -44,6 +44,7 @@ impl Worker {
         self.health = health;
         self.remember_health();
         let (interests, units) = self.interests(&in_force);
+        self.declare_files(&in_force);
         self.in_force = Some(in_force);
         self.tell(Event::Watch { interests, units });
         self.carry_out(effects, None);

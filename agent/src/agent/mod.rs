@@ -15,6 +15,7 @@ mod intake;
 mod pauses;
 mod publish;
 pub mod revisions;
+mod scanning;
 pub mod status;
 pub mod worker;
 
@@ -40,7 +41,9 @@ use self::status::{Counts, HealthStatus, Status};
 use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
 use crate::converge::Scope;
+use crate::guard::scan::{Pace, Scanner};
 use crate::guard::{Guard, Repaired};
+use crate::host::root::Root;
 use crate::host::thread::{Urgency, raise_open_files};
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Contested, Displaced, Next, Schedule};
@@ -54,6 +57,8 @@ enum Event {
     Hint(Hint),
     /// The watcher's thread cannot go on.
     WatcherEnded(WatchError),
+    /// The scanning thread cannot go on.
+    ScannerEnded(io::Error),
     /// The courier wrote something.
     Inbox,
     /// The guard put files back.
@@ -101,6 +106,12 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     let options = watch::Options { urgency: Urgency::RealTime, ..watch::Options::default() };
     let watcher =
         Watcher::start_with(settings.paths.root.clone(), options, sink).context("cannot start the watcher")?;
+    let (hints, failures) = (Arc::clone(&dirty), events.clone());
+    let scanner = Scanner::start(Root::open(&settings.paths.root)?, Pace::default(), move |look| match look {
+        Ok(look) => hints.add(Hint::Look(look)),
+        Err(error) => drop(failures.send(Event::ScannerEnded(error))),
+    })
+    .context("cannot start the scanning thread")?;
     let inbox = watch_inbox(&settings.paths.inbox(), events.clone())?;
     let listener = listen(&settings.paths.control())?;
 
@@ -135,6 +146,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         tasks,
         guard,
         watcher,
+        scanner,
         units,
         unit_coverage,
         live,
@@ -245,6 +257,7 @@ struct Loop {
     tasks: std_mpsc::Sender<Task>,
     guard: Arc<Guard>,
     watcher: Watcher,
+    scanner: Scanner,
     units: tokio_watch::Sender<Vec<UnitName>>,
     unit_coverage: tokio_watch::Receiver<How>,
     live: bool,
@@ -267,6 +280,10 @@ impl Loop {
         let now = Instant::now();
         match event {
             Event::Hint(hint) => {
+                if matches!(hint, Hint::Everything { .. }) {
+                    // The run that follows sees everything, but it may be a while until it can begin.
+                    self.scanner.look_now();
+                }
                 self.schedule.hint(hint, now);
                 self.start_due_run(now)?;
             }
@@ -280,6 +297,7 @@ impl Loop {
                 self.start_due_run(now)?;
             }
             Event::WatcherEnded(error) => return Err(error).context("the watcher ended unasked"),
+            Event::ScannerEnded(error) => return Err(error).context("the scanning thread ended unasked"),
             Event::Repaired(repairs) => self.take_repairs(repairs, now)?,
             Event::Inbox => self.send(Task::Inbox)?,
             Event::Worker(event) => self.take_worker_event(event, now)?,
@@ -305,6 +323,7 @@ impl Loop {
                 self.watcher.set_interests(interests);
                 self.units.send_replace(units);
             }
+            worker::Event::Files(entries) => self.scanner.declare(entries),
             worker::Event::Ran { report, wake } => {
                 self.busy_since = None;
                 self.wake = wake;

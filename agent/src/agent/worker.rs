@@ -18,12 +18,14 @@ use super::fights::Fights;
 use super::publish::Verdict;
 use super::random_id;
 use super::revisions::{InForce, Revisions};
+use super::scanning::Scanned;
 use super::status::Status;
 use crate::config::{self, Settings};
 use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
 use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::root::Root;
+use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
 use crate::record::{HistoryFilter, Pause, Record, RunLock};
@@ -77,6 +79,8 @@ pub enum Event {
         /// Units.
         units: Vec<UnitName>,
     },
+    /// These are the files to scan.
+    Files(Vec<Entry>),
     /// A run ended.
     Ran {
         /// What it did.
@@ -129,6 +133,7 @@ pub struct Worker {
     pub(super) debts: Vec<converge::DebtReport>,
     checkin: Option<CheckInState>,
     pub(super) guard: Arc<Guard>,
+    pub(super) scanned: Scanned,
     pub(super) shared: Arc<Shared>,
     events: mpsc::UnboundedSender<Event>,
 }
@@ -165,6 +170,7 @@ impl Worker {
         let guard = Arc::new(Guard::start(places, beside, tell).context("cannot start the guard")?);
         let worker = Self {
             guard,
+            scanned: Scanned::default(),
             outbox: Spool::open(&settings.paths.outbox())?,
             inbox: Spool::open(&settings.paths.inbox())?,
             facts,
@@ -289,6 +295,9 @@ impl Worker {
         let report = self.converge_under_lock(&in_force, scope, held);
         if let Ok(report) = &report {
             self.arm_guard(permit, &in_force, report);
+            if report.full {
+                self.declare_files(&in_force);
+            }
         }
         self.in_force = Some(in_force);
         self.shared.status().activity = String::new();

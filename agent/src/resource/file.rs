@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::place::{self, Node, Observed, Wanted};
 use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Mode, Names, Observation, Principal, Verdict, text};
 use crate::host::root::Root;
+use crate::host::verify::Entry;
 
 /// What a file should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,22 @@ pub struct Spec {
 impl Spec {
     fn wanted(&self) -> Wanted<'_> {
         Wanted { owner: &self.owner, group: &self.group, mode: self.mode }
+    }
+}
+
+impl Desired {
+    /// What the verification engine compares with; `None` for what is not to be there, or whose owner or group this host does
+    /// not have.
+    pub fn entry(&self, names: Names) -> Option<Entry> {
+        let Ensure::Present(spec) = &self.ensure else { return None };
+        Some(Entry {
+            path: self.path.clone(),
+            content: Arc::clone(&spec.content),
+            uid: names.uid?,
+            gid: names.gid?,
+            mode: spec.mode,
+            label: None,
+        })
     }
 }
 

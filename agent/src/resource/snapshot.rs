@@ -46,7 +46,7 @@ impl Snapshot {
 }
 
 /// The numeric ids that a policy's owner and group stand for on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Names {
     /// The owner's id; `None` when the host has no such user (yet).
     pub uid: Option<u32>,
