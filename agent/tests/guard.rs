@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests change files as others do")]
 
+#[path = "guard_common/attributes.rs"]
+mod attributes;
 mod guard_common;
 
 use std::fs;

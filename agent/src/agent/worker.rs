@@ -24,7 +24,6 @@ use crate::config::{self, Settings};
 use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
 use crate::guard::{Guard, Places, Repaired, Withdrawn};
-use crate::host::root::Root;
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
@@ -165,7 +164,7 @@ impl Worker {
         let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
         let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
         let facts = facts(&host);
-        let places = Places { root: Root::open(&settings.paths.root)?, state: settings.paths.state.clone() };
+        let places = Places { root: host::open_root(&settings.paths.root)?, state: settings.paths.state.clone() };
         let beside = Record::open_beside(&settings.paths.state)?;
         let guard = Arc::new(Guard::start(places, beside, tell).context("cannot start the guard")?);
         let worker = Self {

@@ -5,7 +5,7 @@
 //! removed from the stage, and the repair told. A kill in between leaves it on the stage, and [`Keeper::take_up`] finds it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -67,6 +67,7 @@ pub(super) struct Keeper {
 struct Known {
     spec: file::Spec,
     names: Names,
+    label: Option<Arc<str>>,
     notifies: Vec<(Notify, UnitName)>,
     /// The file, when it is the only one.
     only: Option<ResourceId>,
@@ -80,6 +81,7 @@ struct Likeness {
     group: Principal,
     names: (Option<u32>, Option<u32>),
     mode: u32,
+    label: Option<Arc<str>>,
     mount: u64,
     /// Set for a file that something is owed for: it has a pool of its own.
     alone: Option<ResourceId>,
@@ -186,7 +188,10 @@ impl Keeper {
                 let content = known.as_ref().map(|known| known.spec.content.to_vec()).unwrap_or_default();
                 (Observation::Present(place::Observed { node: place::Node::File(content), metadata: before }), None)
             }
-            What::Exchanged(name) => (displaced(&deed.stage, &name), Some((deed.stage, name))),
+            What::Exchanged(name) => {
+                hand_on(&deed.stage, &name, &deed.resource, deed.directory.as_fd());
+                (displaced(&deed.stage, &name), Some((deed.stage, name)))
+            }
         };
         let mut account = Account {
             resource: deed.resource,
@@ -326,12 +331,20 @@ impl Keeper {
             }
         };
         let Some((directory, stage)) = place else { return };
+        let label = match self.places.root.label_of_successor(&file.path) {
+            Ok(label) => label.map(Arc::from),
+            Err(error) => {
+                tracing::warn!(resource = %file.resource, "left to ordinary runs: its label cannot be told: {error}");
+                return;
+            }
+        };
         let likeness = Likeness {
             content: (file.spec.content.as_ptr(), file.spec.content.len()),
             owner: file.spec.owner.clone(),
             group: file.spec.group.clone(),
             names: (file.names.uid, file.names.gid),
             mode: file.spec.mode.bits(),
+            label: label.clone(),
             mount: stage.mount(),
             alone: (!file.notifies.is_empty()).then(|| file.resource.clone()),
         };
@@ -339,9 +352,10 @@ impl Keeper {
         let pool = *plan.likenesses.entry(likeness).or_insert(next);
         if pool == next {
             let permissions = Permissions { uid, gid, mode: file.spec.mode };
-            let key = key(&file, permissions);
+            let key = key(&file, permissions, label.as_deref());
             plan.pools.push(Pool {
                 permissions,
+                label: label.clone(),
                 notifies: file.notifies.clone().into_boxed_slice(),
                 stage,
                 key: Arc::clone(&key),
@@ -351,7 +365,7 @@ impl Keeper {
             });
             plan.n_files.push(0);
             let Declared { resource, spec, names, notifies, .. } = file.clone();
-            self.known.insert(key, Known { spec, names, notifies, only: Some(resource) });
+            self.known.insert(key, Known { spec, names, label, notifies, only: Some(resource) });
         } else if let Some(known) =
             usize::try_from(pool).ok().and_then(|i| plan.pools.get(i)).and_then(|pool| self.known.get_mut(&pool.key))
         {
@@ -407,7 +421,12 @@ impl Keeper {
             let copies: Vec<Copy<'_>> = batch
                 .iter()
                 .zip(&names)
-                .map(|(m, name)| Copy { name, content: &m.content, permissions: m.permissions })
+                .map(|(m, name)| Copy {
+                    name,
+                    content: &m.content,
+                    permissions: m.permissions,
+                    label: m.label.as_deref(),
+                })
                 .collect();
             if let Err(error) = stage.enter().and_then(|entered| entered.write(&copies)) {
                 tracing::warn!(stage = %stage.path().display(), "cannot lay out copies: {error}; ordinary runs repair meanwhile");
@@ -437,6 +456,7 @@ impl Keeper {
                     number: self.next_number,
                     content: Arc::clone(&pool.spec.content),
                     permissions: pool.permissions,
+                    label: pool.label.clone(),
                 };
                 missing.push((Arc::clone(&pool.stage), one));
                 if missing.len() == BATCH {
@@ -563,6 +583,7 @@ struct Missing {
     number: u64,
     content: Arc<[u8]>,
     permissions: Permissions,
+    label: Option<Arc<str>>,
 }
 
 /// A table in the making.
@@ -651,7 +672,7 @@ impl Plan {
 }
 
 /// Names the pool of a file on the stage. It must be the same in every process that runs under the same policy.
-fn key(file: &Declared, permissions: Permissions) -> Arc<str> {
+fn key(file: &Declared, permissions: Permissions, label: Option<&str>) -> Arc<str> {
     let mut text = format!(
         "{} {} {} {} {} {}",
         digest(&file.spec.content),
@@ -661,6 +682,7 @@ fn key(file: &Declared, permissions: Permissions) -> Arc<str> {
         file.spec.owner,
         file.spec.group
     );
+    text.extend(label);
     if !file.notifies.is_empty() {
         text.push_str(&file.resource.to_string());
     }
@@ -719,11 +741,21 @@ fn displaced(stage: &Stage, name: &str) -> Observation<place::Observed> {
     }
 }
 
+/// Gives the file that was put in place the `user.*` attributes of the displaced one: nobody declares them, and a replacement
+/// keeps them.
+fn hand_on(stage: &Stage, displaced: &str, resource: &ResourceId, directory: BorrowedFd<'_>) {
+    let path = path_of(resource);
+    let Some(name) = path.as_path().file_name() else { return };
+    if let Err(error) = stage.enter().and_then(|entered| entered.hand_on(displaced, directory, name)) {
+        tracing::warn!(%resource, "the `user.*` attributes of what was displaced are lost: {error}");
+    }
+}
+
 /// Whether what is on the stage is a copy as it was laid out.
 fn is_copy(stage: &Stage, name: &str, known: &Known) -> bool {
     let (Some(uid), Some(gid)) = (known.names.uid, known.names.gid) else { return false };
     let permissions = Permissions { uid, gid, mode: known.spec.mode };
-    let copy = Copy { name, content: &known.spec.content, permissions };
+    let copy = Copy { name, content: &known.spec.content, permissions, label: known.label.as_deref() };
     stage.enter().and_then(|entered| entered.is_sound(&copy, &mut Vec::new())).unwrap_or(false)
 }
 

@@ -9,7 +9,7 @@ use rustix::fs::{Mode as KernelMode, OFlags};
 use rustix::io::Errno;
 
 use super::table::Pool;
-use crate::host::root::{FileType, Metadata, metadata_of_open, stat_at};
+use crate::host::root::{FileType, Metadata, is_labelled_like, metadata_of_open, stat_at};
 
 /// What a look found.
 #[derive(Debug)]
@@ -46,6 +46,12 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, pool: &Pool, buffer:
     let Ok(metadata) = metadata_of_open(&file) else { return Found::Odd };
     if metadata.file_type != FileType::File {
         return Found::Other;
+    }
+    // What to do about another label depends on the policy of the host.
+    if let Some(label) = pool.label.as_deref()
+        && !is_labelled_like(&file, label).unwrap_or(false)
+    {
+        return Found::Odd;
     }
     let content = &pool.spec.content;
     let length = u64::try_from(content.len()).unwrap_or(u64::MAX);

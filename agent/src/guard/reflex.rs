@@ -139,7 +139,12 @@ fn swap(
     loop {
         let number = pool.take()?;
         let name = Pool::copy_name(&pool.key, number);
-        let copy = Copy { name: &name, content: &pool.spec.content, permissions: pool.permissions };
+        let copy = Copy {
+            name: &name,
+            content: &pool.spec.content,
+            permissions: pool.permissions,
+            label: pool.label.as_deref(),
+        };
         if !entered.is_sound(&copy, buffer).unwrap_or(false) {
             // The keeper ends only with the process.
             drop(orders.send(Order::Unsound { stage: Arc::clone(&stage), name }));

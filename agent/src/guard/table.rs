@@ -52,6 +52,8 @@ pub(super) struct Entry {
 pub(super) struct Pool {
     pub(super) spec: file::Spec,
     pub(super) permissions: Permissions,
+    /// The label of its copies, where one is named.
+    pub(super) label: Option<Arc<str>>,
     /// Not empty only for a pool of a single file, so that what is found on the stage says who is owed.
     pub(super) notifies: Box<[(Notify, UnitName)]>,
     pub(super) stage: Arc<Stage>,

@@ -24,12 +24,14 @@ use rustix::fs::{AtFlags, Gid, OFlags, Uid};
 use rustix::io::Errno;
 
 pub use attributes::{Extras, Mislabel, Noteworthy, noteworthy};
+pub(in crate::host) use attributes::{hand_on, succeed};
 pub use metadata::{FileType, Flags, Metadata, Permissions};
 
 use super::selinux::Labels;
 use crate::resource::{AbsPath, Mode};
 use attributes::Inode;
-pub(crate) use metadata::{metadata_of_open, mount_of, stat_at, stat_of};
+pub(crate) use labels::is_labelled_like;
+pub(crate) use metadata::{metadata_at, metadata_of_open, mount_of, stat_at, stat_of};
 use metadata::{metadata_of_path, open_again, open_path, through};
 use resolve::Place;
 use temporary::{Temporary, is_temporary};
@@ -174,7 +176,7 @@ impl Root {
         let (temporary, mut file) = Temporary::file(&dir).map_err(|error| explain(&dir, None, path, error))?;
         // Before there is anything to protect, and so before it is visible.
         let label = self.label_of_new(&dir, &name, FileType::File, old.as_ref())?;
-        attributes::succeed(old.as_ref(), &file, label.as_deref())?;
+        succeed(old.as_ref(), &file, label.as_deref())?;
         file.write_all(content)?;
         change_owner(&file, permissions)?;
         // After the owner, because a change of owner strips the set-user-id bit.

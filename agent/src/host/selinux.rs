@@ -169,7 +169,7 @@ fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
 }
 
 /// The four parts of `user:role:type:range`; a policy without ranges has three. A range has colons of its own.
-fn type_of(label: &str) -> Option<&str> {
+pub(super) fn type_of(label: &str) -> Option<&str> {
     label.split(':').nth(2)
 }
 

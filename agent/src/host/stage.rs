@@ -20,7 +20,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Gid, Mode as KernelMode, OFlags, RenameFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use super::root::{Metadata, Permissions, Root, mount_of, stat_at, stat_of, sync_directory};
+use super::root::{
+    FileType, Metadata, Permissions, Root, hand_on, is_labelled_like, metadata_at, metadata_of_open, mount_of, stat_at,
+    stat_of, succeed, sync_directory,
+};
 
 /// Name of the stage of a mount that the state directory is not on, in the mount's own root.
 const FOREIGN_STAGE: &str = ".rekindle-stage";
@@ -68,6 +71,8 @@ pub struct Copy<'a> {
     pub content: &'a [u8],
     /// Owner, group and mode.
     pub permissions: Permissions,
+    /// The SELinux label, where one is named.
+    pub label: Option<&'a str>,
 }
 
 /// One stage.
@@ -194,6 +199,8 @@ impl Entered<'_> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(self.dir(), unfinished(copy.name), flags, KernelMode::from_raw_mode(0o600))?;
         let mut file = File::from(file);
+        // A copy has what is declared and nothing that the stage's own directory would hand down.
+        succeed(None, &file, copy.label)?;
         file.write_all(copy.content)?;
         let made = stat_of(&file)?;
         let wanted = copy.permissions;
@@ -210,9 +217,13 @@ impl Entered<'_> {
     pub fn is_sound(&self, copy: &Copy<'_>, buffer: &mut Vec<u8>) -> io::Result<bool> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(self.dir(), copy.name, flags, KernelMode::empty())?);
-        let found = stat_of(&file)?;
-        let wanted = copy.permissions;
-        if found.n_links != 1 || (found.uid, found.gid, found.mode) != (wanted.uid, wanted.gid, wanted.mode) {
+        let found = metadata_of_open(&file)?;
+        if found.n_links != 1 || !found.is_as_declared(copy.permissions) {
+            return Ok(false);
+        }
+        if let Some(label) = copy.label
+            && !is_labelled_like(&file, label)?
+        {
             return Ok(false);
         }
         buffer.clear();
@@ -223,7 +234,22 @@ impl Entered<'_> {
 
     /// Metadata of what is at a name; `None` when nothing is.
     pub fn metadata(&self, name: &str) -> io::Result<Option<Metadata>> {
-        stat_at(&self.dir(), OsStr::new(name))
+        metadata_at(&self.dir(), OsStr::new(name))
+    }
+
+    /// Gives the file at `target` in `directory` what the displaced one under `name` hands on to it: its `user.*` attributes.
+    /// Does nothing where either is no regular file.
+    pub fn hand_on(&self, name: &str, directory: BorrowedFd<'_>, target: &OsStr) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let is_file = |dir: BorrowedFd<'_>, name: &OsStr| -> io::Result<bool> {
+            Ok(stat_at(&dir, name)?.is_some_and(|metadata| metadata.file_type == FileType::File))
+        };
+        if !is_file(self.dir(), OsStr::new(name))? || !is_file(directory, target)? {
+            return Ok(());
+        }
+        let old = File::from(rustix::fs::openat(self.dir(), name, flags, KernelMode::empty())?);
+        let new = File::from(rustix::fs::openat(directory, target, flags, KernelMode::empty())?);
+        hand_on(&old, &new)
     }
 
     /// Reads a regular file in the stage; an error of kind `FileTooLarge` when it is longer than `limit`.

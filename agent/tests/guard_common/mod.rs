@@ -42,6 +42,11 @@ impl Sandbox {
 
     /// Starts the guard of a directory, with nothing guarded yet.
     pub fn new(dir: tempfile::TempDir) -> Self {
+        Self::with_root(dir, |root| root)
+    }
+
+    /// As [`Self::new`], with a root that knows more than its path.
+    pub fn with_root(dir: tempfile::TempDir, equip: impl FnOnce(Root) -> Root) -> Self {
         let root = dir.path().join("root");
         let state = dir.path().join("state");
         fs::create_dir_all(&root).unwrap();
@@ -56,7 +61,7 @@ impl Sandbox {
                 repaired.1.notify_all();
             }
         };
-        let guard = Guard::start(Places { root: Root::open(&root).unwrap(), state }, record, tell).unwrap();
+        let guard = Guard::start(Places { root: equip(Root::open(&root).unwrap()), state }, record, tell).unwrap();
         let dirty: Shared<DirtySet> = Arc::default();
         let sink = {
             let dirty = Arc::clone(&dirty);

@@ -196,23 +196,32 @@ impl Inode<'_> {
 
 /// Gives a new file its label and what it takes over from the one that it replaces, and takes from it what it inherited from
 /// its directory. Without a label of its own it takes over that too.
-pub(super) fn succeed(old: Option<&File>, new: &File, label: Option<&str>) -> io::Result<()> {
+pub(in crate::host) fn succeed(old: Option<&File>, new: &File, label: Option<&str>) -> io::Result<()> {
     let inode = Inode::Open(new.as_fd());
     if let Some(label) = label {
         inode.set_label(label)?;
     }
     inode.remove(ACL)?;
-    let Some(old) = old else { return Ok(()) };
-    let old = Inode::Open(old.as_fd());
+    match old {
+        Some(old) => carry(old, new, |name| name.starts_with("user.") || label.is_none() && name == LABEL),
+        None => Ok(()),
+    }
+}
+
+/// Gives a file that has taken another's place what the other one hands on besides its label.
+pub(in crate::host) fn hand_on(old: &File, new: &File) -> io::Result<()> {
+    carry(old, new, |name| name.starts_with("user."))
+}
+
+fn carry(old: &File, new: &File, is_carried: impl Fn(&str) -> bool) -> io::Result<()> {
+    let (old, new_inode) = (Inode::Open(old.as_fd()), Inode::Open(new.as_fd()));
     old.list(|names| {
         // A name that is not UTF-8 is a `user.*` one; it is carried by no tool that we know, and neither here.
-        for name in names.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok()) {
-            let is_label = name == LABEL;
-            if !(is_label && label.is_none() || name.starts_with("user.")) {
-                continue;
-            }
+        let names = names.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
+        for name in names.filter(|name| is_carried(name)) {
             let Some(value) = old.get(name)? else { continue };
-            if is_label && inode.get(name).is_ok_and(|current| current.as_ref() == Some(&value)) {
+            let is_label = name == LABEL;
+            if is_label && new_inode.get(name).is_ok_and(|current| current.as_ref() == Some(&value)) {
                 continue;
             }
             match rustix::fs::fsetxattr(new, name, &value, XattrFlags::empty()) {

@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{Inode, Mislabel};
-use super::metadata::{FileType, Metadata, open_path, stat_of};
-use super::{Place, Root};
+use super::metadata::{FileType, Metadata, open_path, stat_at, stat_of};
+use super::{Place, Root, open_regular};
 use crate::host::selinux::Labels;
 use crate::resource::AbsPath;
 
@@ -32,6 +32,19 @@ impl Root {
             Inode::behind(&target).set_label(&label.wanted)?;
         }
         Ok(wrong.map(|label| *label))
+    }
+
+    /// The label that a file which replaces what is at `path` would get; `None` where nobody names one.
+    pub fn label_of_successor(&self, path: &AbsPath) -> io::Result<Option<String>> {
+        if self.labels.is_none() {
+            return Ok(None);
+        }
+        let Some(Place::Entry { dir, name }) = self.place(path)? else { return Ok(None) };
+        let old = match stat_at(&dir, &name)? {
+            Some(Metadata { file_type: FileType::File, .. }) => open_regular(&dir, &name)?,
+            Some(_) | None => None,
+        };
+        self.label_of_new(&dir, &name, FileType::File, old.as_ref())
     }
 
     /// Notes a wrong label among the metadata of an inode.
@@ -85,5 +98,16 @@ impl Root {
         let beneath = dir.strip_prefix(&self.path).unwrap_or(dir);
         let path = Path::new("/").join(beneath);
         Ok(if name == "." { path } else { path.join(name) })
+    }
+}
+
+/// Whether a file has a label of the same type as this one, which is all that counts; where a file system keeps none, it has.
+pub(crate) fn is_labelled_like(file: &impl AsFd, label: &str) -> io::Result<bool> {
+    match Inode::Open(file.as_fd()).label() {
+        Ok(found) => {
+            Ok(found.is_some_and(|found| crate::host::selinux::type_of(&found) == crate::host::selinux::type_of(label)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(error) => Err(error),
     }
 }

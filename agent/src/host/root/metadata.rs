@@ -120,8 +120,17 @@ pub(crate) fn mount_of(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
+/// Everything but the label about a name.
+pub(crate) fn metadata_at(dir: &impl AsFd, name: &OsStr) -> io::Result<Option<Metadata>> {
+    match open_path(dir, name) {
+        Ok(target) => metadata_of_path(dir, name, &target).map(Some),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Everything but the label about what an `O_PATH` descriptor is open on; `dir` and `name` are where it was found.
-pub(super) fn metadata_of_path(dir: &OwnedFd, name: &OsStr, target: &OwnedFd) -> io::Result<Metadata> {
+pub(super) fn metadata_of_path(dir: &impl AsFd, name: &OsStr, target: &OwnedFd) -> io::Result<Metadata> {
     let mut metadata = stat_of(target)?;
     match metadata.file_type {
         FileType::File | FileType::Directory => {
@@ -140,7 +149,7 @@ pub(crate) fn metadata_of_open(file: &impl AsFd) -> io::Result<Metadata> {
 }
 
 /// Opens a name without opening what it names: neither a device nor a FIFO notices.
-pub(super) fn open_path(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_path(dir: &impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())
 }
@@ -148,7 +157,7 @@ pub(super) fn open_path(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<Owned
 /// Does something with the inode behind an `O_PATH` descriptor that the kernel does only through a path: /proc names the
 /// very inode. Where /proc is not mounted the file is opened again and compared.
 pub(super) fn through<T>(
-    dir: &OwnedFd,
+    dir: &impl AsFd,
     name: &OsStr,
     target: &OwnedFd,
     operation: impl Fn(&Inode<'_>) -> io::Result<T>,
@@ -162,7 +171,7 @@ pub(super) fn through<T>(
 }
 
 /// Opens for reading what an `O_PATH` descriptor is open on; somebody else's thing that came there meanwhile is an error.
-pub(super) fn open_again(dir: &OwnedFd, name: &OsStr, target: &OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn open_again(dir: &impl AsFd, name: &OsStr, target: &OwnedFd) -> io::Result<OwnedFd> {
     let opened = rustix::fs::openat(
         dir,
         name,
