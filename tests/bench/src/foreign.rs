@@ -69,6 +69,9 @@ pub struct Drifts {
 /// One drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drift {
+    /// Before the first system call that changed anything. A guard of real-time priority may put back what a call changed
+    /// before that call returns, so what is measured from here cannot be nothing.
+    pub began: Stamp,
     /// The last system call that caused it had returned.
     pub caused: Stamp,
     /// The path was as declared, at the first look that found it so.
@@ -114,28 +117,33 @@ pub fn drift_main() -> Result<()> {
     let mut drifts = Vec::with_capacity(spec.n);
     for _ in 0..spec.n {
         pause(spec.gap);
+        let began;
         let aspect = match spec.kind {
             Kind::Content => {
+                began = clock::now()?;
                 overwrite(&target.path, &bad)?;
                 Aspect::Content
             }
             Kind::Mode => {
+                began = clock::now()?;
                 rustix::fs::chmodat(CWD, &*target.path, Mode::from_raw_mode(0o600), rustix::fs::AtFlags::empty())?;
                 Aspect::Mode
             }
             Kind::Delete => {
+                began = clock::now()?;
                 rustix::fs::unlink(&*target.path)?;
                 Aspect::Content
             }
             Kind::RenameOver => {
                 put(&spec.spare, &bad)?;
+                began = clock::now()?;
                 rustix::fs::rename(&spec.spare, &*target.path)?;
                 Aspect::Content
             }
         };
         let caused = clock::now()?;
         let visible = target.wait_good(aspect, caused, spec.patience)?;
-        drifts.push(Drift { caused, visible });
+        drifts.push(Drift { began, caused, visible });
     }
     answer(&drifts)
 }
