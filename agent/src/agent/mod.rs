@@ -43,7 +43,7 @@ use crate::config::Settings;
 use crate::converge::Scope;
 use crate::guard::scan::{Pace, Scanner};
 use crate::guard::{Guard, Repaired};
-use crate::host::root::Root;
+use crate::host::open_root;
 use crate::host::thread::{Urgency, raise_open_files};
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Contested, Displaced, Next, Schedule};
@@ -107,7 +107,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     let watcher =
         Watcher::start_with(settings.paths.root.clone(), options, sink).context("cannot start the watcher")?;
     let (hints, failures) = (Arc::clone(&dirty), events.clone());
-    let scanner = Scanner::start(Root::open(&settings.paths.root)?, Pace::default(), move |look| match look {
+    let scanner = Scanner::start(open_root(&settings.paths.root)?, Pace::default(), move |look| match look {
         Ok(look) => hints.add(Hint::Look(look)),
         Err(error) => drop(failures.send(Event::ScannerEnded(error))),
     })

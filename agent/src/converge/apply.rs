@@ -6,6 +6,7 @@
 //! A failing journal never stops a convergence; a backup that cannot be kept stops its step, because what was there must not be
 //! lost. This module never decides what a failure means: that is [`super::health`].
 
+mod files;
 mod packages;
 mod pay;
 
@@ -44,6 +45,7 @@ struct Run<'a, 'c> {
     /// Steps applied so far; a look from an earlier epoch is not trusted any more.
     epoch: u64,
     looks: HashMap<ResourceId, Look>,
+    verified: files::Verified<'a>,
     reports: Vec<ResourceReport>,
     /// Index into `reports`.
     done: HashMap<ResourceId, usize>,
@@ -71,6 +73,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         selected: None,
         epoch: 0,
         looks: HashMap::new(),
+        verified: files::Verified::default(),
         reports: Vec::new(),
         done: HashMap::new(),
         ahead: HashMap::new(),
@@ -150,6 +153,7 @@ impl<'a> Run<'a, '_> {
     /// Visits what the scope means. Returns whether a shutdown ended it early.
     fn visit_all(&mut self) -> bool {
         let desired = self.request.desired;
+        self.verify_files();
         self.selected = targets(&self.request.scope).map(|targets| self.select(targets));
         for resource in desired.resources() {
             if self.selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
@@ -170,6 +174,9 @@ impl<'a> Run<'a, '_> {
         let desired = self.request.desired;
         let mut selected = targets.clone();
         for resource in targets.iter().filter_map(|id| desired.get(id)) {
+            if self.is_verified(&resource.id) {
+                continue;
+            }
             let (sighting, verdict) = self.look(resource);
             if verdict != Verdict::InSync {
                 add_requirements(desired, resource, &mut selected);
@@ -190,6 +197,9 @@ impl<'a> Run<'a, '_> {
         }
         if let Some(blocked_by) = self.blocker(resource) {
             return report(resource, None, Outcome::Skipped { blocked_by });
+        }
+        if self.is_verified(&resource.id) {
+            return report(resource, None, Outcome::Unchanged);
         }
         let (sighting, verdict) = match self.looks.remove(&resource.id) {
             Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch => {

@@ -7,6 +7,7 @@ mod laws;
 mod paths;
 mod runs;
 mod users;
+mod verified;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -52,7 +52,7 @@ pub struct Entry {
     pub gid: u32,
     /// Permission bits.
     pub mode: Mode,
-    /// The SELinux label; `None` where any will do.
+    /// The SELinux label to insist on; `None` for what the host's own policy names, or any where there is none.
     pub label: Option<std::sync::Arc<[u8]>>,
 }
 
@@ -268,6 +268,20 @@ fn threads<E: Borrow<Entry> + Sync>(
     one_thread(root, entries.get(start..).unwrap_or_default(), first + start, each);
 }
 
+/// What an answer is worth where the host says what labels should be: asking that is the root's part, and slow.
+fn with_label(root: &Root, entry: &Entry, answer: Answer) -> Answer {
+    match answer {
+        Answer::InSync(seen) if root.keeps_labels() => match root.metadata(&entry.path) {
+            Ok(Some(metadata)) if metadata.identity == (seen.dev, seen.ino) && metadata.extras.label.is_none() => {
+                answer
+            }
+            Ok(_) => Answer::Differs,
+            Err(error) => Answer::Unknown(one::errno_of(&error)),
+        },
+        Answer::InSync(_) | Answer::Differs | Answer::Unknown(_) => answer,
+    }
+}
+
 /// The ring, or what stands in for it.
 enum Many {
     Ring(Box<Ring>),
@@ -293,7 +307,10 @@ impl Many {
         each: &mut dyn FnMut(usize, Answer),
     ) {
         match self {
-            Self::Ring(ring) => many::verify(root, ring, entries, first, each),
+            Self::Ring(ring) => many::verify(root, ring, entries, first, &mut |index, answer| {
+                let entry = index.checked_sub(first).and_then(|index| entries.get(index));
+                each(index, entry.map_or(answer, |entry| with_label(root, entry.borrow(), answer)));
+            }),
             Self::Threads => threads(root, entries, MANY_THREADS, first, each),
         }
     }

@@ -200,3 +200,15 @@ fn case_48_no_reader_ever_sees_another_label() {
         assert!(reader.join().unwrap() > 0);
     });
 }
+
+#[test]
+fn a_wrong_label_among_many_files_is_drift_too() {
+    let Some(Labelled { mut world, policy: _policy }) = labelled() else { return };
+    let desired = desired((0..40).map(|i| a_file(&format!("/etc/f{i}"), "x\n")).collect());
+    assert!(world.converge(&desired).converged());
+    relabel(&world, "/etc/f7", "system_u:object_r:user_home_t:s0");
+    let report = world.converge(&desired);
+    let changed: Vec<String> = outcomes(&report).into_iter().filter(|outcome| outcome.starts_with("changed")).collect();
+    assert_eq!(changed, ["changed file[/etc/f7]"]);
+    assert_eq!(label(&world, "/etc/f7").as_deref(), Some(ETC));
+}

@@ -23,6 +23,11 @@ impl Root {
         self
     }
 
+    /// Whether somebody says what labels should be.
+    pub(in crate::host) fn keeps_labels(&self) -> bool {
+        self.labels.is_some()
+    }
+
     /// Sets the label of what is at `path` where it is wrong; never follows a link. Returns what was wrong.
     pub fn restore_label(&self, path: &AbsPath) -> io::Result<Option<Mislabel>> {
         let Some(Place::Entry { dir, name }) = self.place(path)? else { return Ok(None) };

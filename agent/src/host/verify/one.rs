@@ -54,7 +54,10 @@ impl<'a> Verifier<'a> {
         let (directory, name) = entry.split();
         let here = Directory::enter(&mut self.here, self.root, directory);
         match &here.at {
-            At::Open(dir) => verify_at(dir.as_fd(), OsStr::from_bytes(name), entry, &mut self.buffers),
+            At::Open(dir) => {
+                let answer = verify_at(dir.as_fd(), OsStr::from_bytes(name), entry, &mut self.buffers);
+                super::with_label(self.root, entry, answer)
+            }
             At::Nothing => Answer::Differs,
             At::Unknown(errno) => Answer::Unknown(*errno),
         }
@@ -113,7 +116,8 @@ impl Default for Buffers {
     }
 }
 
-/// Verifies the name `name` in a directory that is open already.
+/// Verifies the name `name` in a directory that is open already. What the host's policy says of labels is left out: only a
+/// [`Verifier`] knows it.
 pub fn verify_at(dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, buffers: &mut Buffers) -> Answer {
     // Looked at before it is opened, because opening a device can act on it.
     match statx_at(dir, name) {
@@ -254,7 +258,7 @@ impl At {
     }
 }
 
-fn errno_of(error: &io::Error) -> Errno {
+pub(super) fn errno_of(error: &io::Error) -> Errno {
     // The root's own refusal to follow a link that others may change has no number.
     Errno::from_io_error(error).unwrap_or(Errno::LOOP)
 }
