@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{Mode as KernelMode, OFlags};
 use rustix::io::Errno;
 
-use super::table::Pool;
+use super::table::Likeness;
 use crate::host::root::{FileType, Metadata, is_labelled_like, metadata_of_open, stat_at};
 
 /// What a look found.
@@ -27,7 +27,7 @@ pub(super) enum Found {
 }
 
 /// Looks at a name without following a link, waiting, or opening what is no regular file.
-pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, pool: &Pool, buffer: &mut Vec<u8>) -> Found {
+pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, declared: &Likeness, buffer: &mut Vec<u8>) -> Found {
     match stat_at(&directory, name) {
         Ok(None) => return Found::Absent,
         // A flag that refuses changes has to be cleared first.
@@ -48,12 +48,12 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, pool: &Pool, buffer:
         return Found::Other;
     }
     // What to do about another label depends on the policy of the host.
-    if let Some(label) = pool.label.as_deref()
+    if let Some(label) = declared.label.as_deref()
         && !is_labelled_like(&file, label).unwrap_or(false)
     {
         return Found::Odd;
     }
-    let content = &pool.spec.content;
+    let content = &declared.spec.content;
     let length = u64::try_from(content.len()).unwrap_or(u64::MAX);
     if metadata.size != length || !metadata.extras.is_empty() {
         return Found::Other;
@@ -63,7 +63,7 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, pool: &Pool, buffer:
         Ok(false) => return Found::Other,
         Err(_) => return Found::Odd,
     }
-    if metadata.is_as_declared(pool.permissions) {
+    if metadata.is_as_declared(declared.permissions) {
         Found::InSync
     } else if metadata.n_links == 1 {
         Found::Permissions(file, metadata)

@@ -15,9 +15,12 @@
 //!   stage, where the next start finds it.
 
 mod keeper;
+mod left;
 mod look;
+mod plan;
 mod reflex;
 pub mod scan;
+mod stages;
 mod table;
 
 use std::path::PathBuf;

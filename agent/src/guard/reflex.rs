@@ -13,10 +13,10 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 
 use super::look::{self, Found};
-use super::table::{Pool, Table};
+use super::table::{Likeness, Pool, Table};
 use super::{Order, Shared};
 use crate::host::root::{self, Metadata, stat_of};
-use crate::host::stage::{Copy, Stage};
+use crate::host::stage::Stage;
 use crate::policy::Revision;
 use crate::resource::ResourceId;
 use crate::watch::{Hint, Sink, Touch, Touched, WatchError};
@@ -29,8 +29,8 @@ const MOST_OPEN: usize = 8192;
 pub(super) struct Deed {
     pub(super) resource: ResourceId,
     pub(super) revision: Option<Arc<Revision>>,
-    /// The pool's key: how the keeper finds what was declared.
-    pub(super) key: Arc<str>,
+    /// What was declared.
+    pub(super) likeness: Arc<Likeness>,
     pub(super) stage: Arc<Stage>,
     /// The directory of the file, to be synced.
     pub(super) directory: OwnedFd,
@@ -82,7 +82,7 @@ impl<H> Reflex<H> {
         if pool.stage.mount() != touch.mount || stat_of(&touch.directory).ok()?.identity != *directory {
             return None;
         }
-        let found = look::look(touch.directory, touch.name, pool, &mut self.buffer);
+        let found = look::look(touch.directory, touch.name, &pool.likeness, &mut self.buffer);
         if matches!(found, Found::InSync) {
             return Some(());
         }
@@ -93,9 +93,9 @@ impl<H> Reflex<H> {
         let directory = touch.directory.try_clone_to_owned().ok()?;
         let what = match found {
             Found::InSync | Found::Odd => return None,
-            Found::Permissions(..) if !pool.notifies.is_empty() => return None,
+            Found::Permissions(..) if !pool.likeness.notifies.is_empty() => return None,
             Found::Permissions(file, before) => {
-                root::give(&file, &before, pool.permissions).ok()?;
+                root::give(&file, &before, pool.likeness.permissions).ok()?;
                 What::Permissions(file, before)
             }
             Found::Other => swap(pool, touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
@@ -105,7 +105,7 @@ impl<H> Reflex<H> {
         let deed = Deed {
             resource: resource.clone(),
             revision: revision.clone(),
-            key: Arc::clone(&pool.key),
+            likeness: Arc::clone(&pool.likeness),
             stage: Arc::clone(&pool.stage),
             directory,
             what,
@@ -139,13 +139,7 @@ fn swap(
     loop {
         let number = pool.take()?;
         let name = Pool::copy_name(&pool.key, number);
-        let copy = Copy {
-            name: &name,
-            content: &pool.spec.content,
-            permissions: pool.permissions,
-            label: pool.label.as_deref(),
-        };
-        if !entered.is_sound(&copy, buffer).unwrap_or(false) {
+        if !entered.is_sound(&pool.likeness.copy(&name), buffer).unwrap_or(false) {
             // The keeper ends only with the process.
             drop(orders.send(Order::Unsound { stage: Arc::clone(&stage), name }));
             continue;

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use super::Withdrawn;
 use crate::host::root::Permissions;
-use crate::host::stage::Stage;
+use crate::host::stage::{Copy, Stage};
 use crate::policy::Revision;
-use crate::resource::{Notify, ResourceId, UnitName, file};
+use crate::resource::{Names, Notify, ResourceId, UnitName, file};
 
 /// Most copies of one pool, however often they are used up.
 const MOST_COPIES: u32 = 256;
@@ -47,15 +47,29 @@ pub(super) struct Entry {
     pub(super) withdrawn: bool,
 }
 
-/// Files that are equal but for their place.
+/// What files are that are equal but for their place.
+#[derive(Debug)]
+pub(super) struct Likeness {
+    pub(super) spec: file::Spec,
+    pub(super) names: Names,
+    pub(super) permissions: Permissions,
+    /// The SELinux label of the copies, where one is named.
+    pub(super) label: Option<Arc<str>>,
+    /// Not empty only for a single file, so that what is found on the stage says who is owed.
+    pub(super) notifies: Box<[(Notify, UnitName)]>,
+}
+
+impl Likeness {
+    /// A copy under this name.
+    pub(super) fn copy<'a>(&'a self, name: &'a str) -> Copy<'a> {
+        Copy { name, content: &self.spec.content, permissions: self.permissions, label: self.label.as_deref() }
+    }
+}
+
+/// Files that are alike, on one mount.
 #[derive(Debug)]
 pub(super) struct Pool {
-    pub(super) spec: file::Spec,
-    pub(super) permissions: Permissions,
-    /// The label of its copies, where one is named.
-    pub(super) label: Option<Arc<str>>,
-    /// Not empty only for a pool of a single file, so that what is found on the stage says who is owed.
-    pub(super) notifies: Box<[(Notify, UnitName)]>,
+    pub(super) likeness: Arc<Likeness>,
     pub(super) stage: Arc<Stage>,
     /// Sixteen hexadecimal digits; with a number, the name of a copy.
     pub(super) key: Arc<str>,

@@ -15,7 +15,7 @@ pub struct Debt {
     pub notify: Notify,
     /// The resource whose change owes it.
     pub because_of: ResourceId,
-    /// Since when.
+    /// Since when, at the latest.
     pub since: Timestamp,
     /// Why the last attempt to pay did not succeed; empty before the first.
     pub error: String,
@@ -33,7 +33,8 @@ pub(super) fn insert(
         .prepare_cached(
             "INSERT INTO debt (unit, because_of, notify, since, error) VALUES (?1, ?2, ?3, ?4, '')
              ON CONFLICT (unit, because_of) DO UPDATE SET
-                 notify = CASE WHEN notify = 'restart' THEN notify ELSE excluded.notify END",
+                 notify = CASE WHEN notify = 'restart' THEN notify ELSE excluded.notify END,
+                 since = max(since, excluded.since)",
         )?
         .execute(params![unit.as_str(), because_of.to_string(), notify_word(notify), micros(since)])
         .map(drop)
@@ -81,11 +82,12 @@ impl Record {
         self.unsaved.clone()
     }
 
-    /// Forgets everything owed to a unit, durably: it was paid, or the policy owes it no longer.
-    pub fn settle(&mut self, unit: &UnitName) -> Result<(), RecordError> {
-        self.unsaved.retain(|debt| debt.unit != *unit);
+    /// Forgets what was owed to a unit at a time, durably: it was paid from then on. What the guard put back while the unit was
+    /// restarting is still owed.
+    pub fn settle(&mut self, unit: &UnitName, at: Timestamp) -> Result<(), RecordError> {
+        self.unsaved.retain(|debt| debt.unit != *unit || debt.since > at);
         self.connection
-            .execute("DELETE FROM debt WHERE unit = ?1", [unit.as_str()])
+            .execute("DELETE FROM debt WHERE unit = ?1 AND since <= ?2", params![unit.as_str(), micros(at)])
             .map(drop)
             .map_err(database("settle a debt"))
     }

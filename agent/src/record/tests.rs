@@ -160,8 +160,29 @@ fn a_restart_supersedes_a_reload_and_settling_is_durable() {
     let debts = open(state.path()).debts().unwrap();
     assert_eq!(debts.len(), 1);
     assert_eq!((debts[0].notify, debts[0].error.as_str()), (Notify::Restart, "it would not"));
-    record.settle(&nginx()).unwrap();
+    record.settle(&nginx(), Timestamp::now()).unwrap();
     assert_eq!(open(state.path()).debts().unwrap(), vec![]);
+}
+
+#[test]
+fn what_is_owed_after_a_restart_began_stays_owed() {
+    let state = tempfile::tempdir().unwrap();
+    let mut record = open(state.path());
+    record.owe(Notify::Restart, &nginx(), &file_a()).unwrap();
+    let began = Timestamp::now();
+    // The guard puts the file back while the unit, which may have read the wrong one, is starting.
+    let repair = Repair {
+        resource: &file_a(),
+        action: Action::Update,
+        changes: &[],
+        backup: None,
+        notifies: &[(Notify::Restart, nginx())],
+        time: began + jiff::SignedDuration::from_millis(1),
+        duration_us: 40,
+    };
+    record.record_repairs(&run(), &[repair]).unwrap();
+    record.settle(&nginx(), began).unwrap();
+    assert_eq!(record.debts().unwrap().len(), 1);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::{Run, blocks, left_alone};
 use crate::config::Mode;
 use crate::converge::DebtReport;
@@ -40,13 +42,14 @@ impl Run<'_, '_> {
         }
         let mut reports = Vec::new();
         for (unit, debts) in by_unit {
+            let began = Timestamp::now();
             let payment = match self.withheld(&unit, &debts, interrupted) {
                 Some(why) => Payment::Waits(why),
                 None => self.pay(&unit, &debts),
             };
             let error = match payment {
                 Payment::Paid => {
-                    if let Err(e) = self.context.record.settle(&unit) {
+                    if let Err(e) = self.context.record.settle(&unit, began) {
                         self.context.record.note_trouble(&e);
                     }
                     continue;

@@ -1,0 +1,203 @@
+//! What is to be guarded, from what is declared: pools, places and the number of copies, before anything is written.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::Declared;
+use super::stages::Stages;
+use super::table::{Entry, Likeness, Pool, Table};
+use crate::host::root::{Permissions, mount_of, stat_of};
+use crate::host::stage::Stage;
+use crate::policy::Revision;
+use crate::resource::{AbsPath, ResourceId, digest};
+
+/// Longest content of which copies are laid out.
+const LONGEST: usize = 1024 * 1024;
+/// Most bytes of copies, over all stages.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// Most copies, over all stages.
+const MOST_COPIES: usize = 20_000;
+/// With no more files than this, there is room for several copies of each.
+const FEW: usize = 1000;
+
+/// Where the files of one directory are, and where their copies lie.
+#[derive(Clone)]
+struct Place {
+    /// Index into the directories.
+    directory: u32,
+    stage: Arc<Stage>,
+}
+
+/// A table in the making.
+#[derive(Default)]
+pub(super) struct Plan {
+    entries: Vec<Entry>,
+    pub(super) pools: Vec<Pool>,
+    n_files: Vec<usize>,
+    directories: Vec<(u64, u64)>,
+    /// Pools by key and mount.
+    by_key: HashMap<(Arc<str>, u64), u32>,
+    /// What the files of a pool are and, when it is a single one, which: what is found on a stage is named by the key alone.
+    pub(super) by_name: HashMap<Arc<str>, (Arc<Likeness>, Option<ResourceId>)>,
+    places: HashMap<AbsPath, Option<Place>>,
+    /// Digests of contents, by where they are in memory: many files share one.
+    digests: HashMap<(*const u8, usize), Arc<str>>,
+}
+
+impl Plan {
+    /// Plans for what is declared. What cannot be guarded is left out.
+    pub(super) fn new(stages: &mut Stages, declared: Vec<Declared>) -> Self {
+        let mut plan = Self::default();
+        for file in declared {
+            plan.add(stages, file);
+        }
+        plan.allot();
+        plan
+    }
+
+    fn add(&mut self, stages: &mut Stages, file: Declared) {
+        let (Some(uid), Some(gid)) = (file.names.uid, file.names.gid) else { return };
+        if file.spec.content.len() > LONGEST {
+            return;
+        }
+        let Some(Place { directory, stage }) = file.path.parent().and_then(|parent| self.place(stages, parent)) else {
+            return;
+        };
+        let permissions = Permissions { uid, gid, mode: file.spec.mode };
+        let label: Option<Arc<str>> = match stages.root().label_of_successor(&file.path) {
+            Ok(label) => label.map(Arc::from),
+            Err(error) => {
+                tracing::warn!(resource = %file.resource, "left to ordinary runs: its label cannot be told: {error}");
+                return;
+            }
+        };
+        let key = self.key(&file, permissions, label.as_deref());
+        let next = u32::try_from(self.pools.len()).unwrap_or(u32::MAX);
+        let index = *self.by_key.entry((Arc::clone(&key), stage.mount())).or_insert(next);
+        let Declared { resource, spec, names, notifies, .. } = file;
+        if index == next {
+            let likeness =
+                Arc::new(Likeness { spec, names, permissions, label, notifies: notifies.into_boxed_slice() });
+            self.by_name
+                .entry(Arc::clone(&key))
+                .and_modify(|(_, only)| *only = None)
+                .or_insert_with(|| (Arc::clone(&likeness), Some(resource.clone())));
+            self.n_files.push(0);
+            self.pools.push(Pool { likeness, stage, key, ready: Vec::new(), wanted: 0 });
+        } else if let Some((_, only)) = self.by_name.get_mut(&key) {
+            *only = None;
+        }
+        if let Some(n) = usize::try_from(index).ok().and_then(|i| self.n_files.get_mut(i)) {
+            *n += 1;
+        }
+        self.entries.push(Entry { resource, pool: index, directory, withdrawn: false });
+    }
+
+    fn place(&mut self, stages: &mut Stages, parent: AbsPath) -> Option<Place> {
+        if let Some(place) = self.places.get(&parent) {
+            return place.clone();
+        }
+        let place = self.find(stages, &parent);
+        self.places.insert(parent, place.clone());
+        place
+    }
+
+    /// Looks for a directory as ordinary runs do: not through a link that others may change.
+    fn find(&mut self, stages: &mut Stages, parent: &AbsPath) -> Option<Place> {
+        let directory = stages.root().directory(parent.as_path()).ok()??;
+        let mount = mount_of(directory.as_fd()).ok()?;
+        let stage = stages.get(mount, directory.as_fd(), parent)?;
+        let identity = stat_of(&directory).ok()?.identity;
+        let index = u32::try_from(self.directories.len()).ok()?;
+        self.directories.push(identity);
+        Some(Place { directory: index, stage })
+    }
+
+    /// Names the pool of a file on the stage. It is the same in every process that runs under the same policy.
+    fn key(&mut self, file: &Declared, permissions: Permissions, label: Option<&str>) -> Arc<str> {
+        let content = &file.spec.content;
+        let content =
+            self.digests.entry((content.as_ptr(), content.len())).or_insert_with(|| Arc::from(digest(content)));
+        let Permissions { uid, gid, mode } = permissions;
+        let mut text = format!("{content} {uid} {gid} {mode} {} {}", file.spec.owner, file.spec.group);
+        text.extend(label);
+        if !file.notifies.is_empty() {
+            text.push_str(&file.resource.to_string());
+        }
+        let digest = digest(text.as_bytes());
+        Arc::from(digest.get(..16).unwrap_or(&digest))
+    }
+
+    /// Says how many copies each pool gets, within the budget.
+    fn allot(&mut self) {
+        let n_all: usize = self.n_files.iter().sum();
+        let each = if n_all <= FEW { 2 } else { 1 };
+        let (mut n_copies, mut n_bytes) = (0_usize, 0_usize);
+        for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
+            let wanted = (n_files * each).clamp(1, 64);
+            let bytes = wanted.saturating_mul(pool.likeness.spec.content.len().max(4096));
+            if n_copies + wanted > MOST_COPIES || n_bytes.saturating_add(bytes) > MOST_BYTES {
+                continue;
+            }
+            n_copies += wanted;
+            n_bytes += bytes;
+            pool.wanted = u32::try_from(wanted).unwrap_or(1);
+        }
+    }
+
+    /// Takes over the copies of an earlier table where they fit. Returns those that fit nowhere.
+    pub(super) fn take_over(&mut self, old: Vec<Pool>) -> Vec<(Arc<Stage>, String)> {
+        let mut old: HashMap<Arc<str>, Pool> = old.into_iter().map(|pool| (Arc::clone(&pool.key), pool)).collect();
+        for pool in &mut self.pools {
+            if let Some(old) = old.remove(&pool.key).filter(|old| Arc::ptr_eq(&old.stage, &pool.stage)) {
+                pool.ready = old.ready;
+                pool.wanted = pool.wanted.max(old.wanted);
+            }
+        }
+        old.into_values()
+            .flat_map(|pool| {
+                let Pool { key, stage, ready, .. } = pool;
+                ready.into_iter().map(move |number| (Arc::clone(&stage), Pool::copy_name(&key, number)))
+            })
+            .collect()
+    }
+
+    /// Makes this what the table guards.
+    pub(super) fn replace(mut self, table: &mut Table, revision: &Revision) {
+        self.entries.sort_by(|a, b| a.resource.cmp(&b.resource));
+        self.entries.shrink_to_fit();
+        table.revision = Some(Arc::new(revision.clone()));
+        table.entries = self.entries;
+        table.pools = self.pools;
+        table.directories = self.directories;
+    }
+
+    /// Adds this to what the table guards.
+    pub(super) fn add_to(mut self, table: &mut Table) {
+        let index = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let n_directories = index(table.directories.len());
+        table.directories.append(&mut self.directories);
+        let mut places = Vec::with_capacity(self.pools.len());
+        for pool in self.pools {
+            let at =
+                table.pools.iter().position(|known| known.key == pool.key && Arc::ptr_eq(&known.stage, &pool.stage));
+            places.push(index(at.unwrap_or(table.pools.len())));
+            if at.is_none() {
+                table.pools.push(pool);
+            }
+        }
+        for mut entry in self.entries {
+            entry.directory = entry.directory.saturating_add(n_directories);
+            entry.pool = usize::try_from(entry.pool).ok().and_then(|i| places.get(i)).copied().unwrap_or(u32::MAX);
+            match table.entries.binary_search_by(|known| known.resource.cmp(&entry.resource)) {
+                Ok(at) => {
+                    if let Some(place) = table.entries.get_mut(at) {
+                        *place = entry;
+                    }
+                }
+                Err(at) => table.entries.insert(at, entry),
+            }
+        }
+    }
+}
