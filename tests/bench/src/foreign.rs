@@ -52,8 +52,8 @@ impl Kind {
 pub struct Drifts {
     /// The file.
     pub path: PathBuf,
-    /// Number of the file in its tree, which says what it holds.
-    pub file: usize,
+    /// Number of its content.
+    pub class: usize,
     /// How.
     pub kind: Kind,
     /// How often.
@@ -81,7 +81,7 @@ pub struct Drift {
 /// One drift of many files at once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Flood {
-    /// The files, by path and number in their tree.
+    /// The files, and the number of the content of each.
     pub files: Vec<(PathBuf, usize)>,
     /// How long to look before the rest is given up as missed.
     pub patience: Duration,
@@ -110,7 +110,7 @@ pub struct Reads {
 /// Causes one drift after the other, and looks for each repair.
 pub fn drift_main() -> Result<()> {
     let spec: Drifts = read_spec()?;
-    let mut target = Target::new(&spec.path, spec.file)?;
+    let mut target = Target::new(&spec.path, spec.class)?;
     let bad = vec![b'B'; tree::SIZE];
     ensure!(target.is_good(Aspect::All)?, "`{}` is not as declared before the first drift", spec.path.display());
     say_ready()?;
@@ -153,7 +153,7 @@ pub fn flood_main() -> Result<()> {
     let spec: Flood = read_spec()?;
     let bad = vec![b'B'; tree::SIZE];
     let mut targets =
-        spec.files.iter().map(|(path, file)| Target::new(path, *file)).collect::<Result<Vec<Target>>>()?;
+        spec.files.iter().map(|(path, class)| Target::new(path, *class)).collect::<Result<Vec<Target>>>()?;
     say_ready()?;
     let first = clock::now()?;
     for target in &targets {
@@ -175,18 +175,19 @@ pub fn read_main() -> Result<()> {
     let spec: Reads = read_spec()?;
     say_ready()?;
     let stdin = std::io::stdin();
-    // One burst each 10 ms: a finer timer would load the machine more than the reads do.
-    let burst = spec.per_second.div_ceil(100);
     let mut paths = spec.paths.iter().cycle();
     let mut n_reads = 0_u64;
+    let started = clock::now()?;
     loop {
-        for _ in 0..burst {
+        let due = u128::from(spec.per_second) * between(started, clock::now()?).as_millis() / 1000;
+        while u128::from(n_reads) < due {
             let path = paths.next().context("nothing to read")?;
             drop(std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?);
             n_reads += 1;
         }
         let mut ended = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ended, PollTimeout::from(10_u8))? > 0 {
+        // In bursts: a finer timer would load the machine more than the reads do.
+        if poll(&mut ended, PollTimeout::from(5_u8))? > 0 {
             return answer(&n_reads);
         }
     }
@@ -208,9 +209,9 @@ struct Target {
 }
 
 impl Target {
-    fn new(path: &Path, file: usize) -> Result<Self> {
+    fn new(path: &Path, class: usize) -> Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).context("a path without NUL")?;
-        Ok(Self { path, content: tree::content(file), buffer: vec![0; 2 * tree::SIZE] })
+        Ok(Self { path, content: tree::content(class), buffer: vec![0; 2 * tree::SIZE] })
     }
 
     /// What a reader sees that opens the path now. No file is as good as a wrong one.

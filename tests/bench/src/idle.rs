@@ -20,6 +20,9 @@ pub struct Idle {
     /// Declared files
     #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
     pub files: Vec<usize>,
+    /// Different contents, instead of as many as a policy can hold
+    #[arg(long)]
+    pub contents: Option<usize>,
     /// Seconds to watch the idle agent; more than a minute, so that what happens each minute is in it
     #[arg(long, default_value_t = 70)]
     pub seconds: u64,
@@ -49,6 +52,7 @@ impl Idle {
     fn one(&self, bench: &Bench, n_files: usize) -> Result<Vec<Row>> {
         let sandbox = Sandbox::new(bench)?;
         let tree = Tree::new(n_files);
+        let tree = Tree { n_contents: self.contents.unwrap_or(tree.n_contents), ..tree };
         tree.make(sandbox.root())?;
         let revision = sandbox.commit(&tree.policy())?;
         let (agent, courier) = sandbox.start(&revision)?;
@@ -74,7 +78,7 @@ impl Idle {
         stop(courier, &agent_pid)?;
         agent.stop()?;
 
-        let what = format!("idle, {n_files} files");
+        let what = format!("idle, {n_files} files of {} contents", tree.n_contents);
         let limit = if n_files <= 10_000 { 12 } else { 48 };
         eprintln!("{what}: {idle:.1} wake-ups a second idle, {woken:.1} during {n_reads} reads");
         // One wake-up a second is what timers may do; one for each hundred reads would be a thousandth of what reads could.

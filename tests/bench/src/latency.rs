@@ -240,7 +240,7 @@ impl Stage {
         let root = self.root_of(side);
         let spec = Drifts {
             path: self.tree.place_of(&root, 0),
-            file: 0,
+            class: self.tree.class(0),
             kind,
             n,
             gap,
@@ -274,7 +274,7 @@ impl Stage {
     }
 
     fn files(&self, root: &std::path::Path) -> Vec<(std::path::PathBuf, usize)> {
-        self.tree.places(root).into_iter().enumerate().map(|(file, place)| (place, file)).collect()
+        self.tree.classed_places(root)
     }
 
     /// Starts the floor when it is its turn, scheduled as the agent's watching thread is.

@@ -131,7 +131,9 @@ fn everything() -> Vec<String> {
     let kinds: Vec<String> =
         Kind::ALL.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned())).collect();
     let mut lines = vec![format!("latency --kinds {}", kinds.join(","))];
-    lines.extend(["latency --files 1000", "scan", "storm", "idle", "reload", "actors"].map(str::to_owned));
+    lines.extend(
+        ["latency --files 1000", "scan", "storm", "idle", "idle --contents 64", "reload", "actors"].map(str::to_owned),
+    );
     lines
 }
 

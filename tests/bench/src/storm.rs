@@ -1,5 +1,6 @@
 //! A storm while the agent is stopped: the kernel's queue overflows, and nothing may be missed and nothing stay unwatched.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -15,7 +16,7 @@ use crate::process::{Helper, pause};
 use crate::sandbox::Sandbox;
 use crate::stats::show;
 use crate::table::{Goal, Row};
-use crate::tree::Tree;
+use crate::tree::{self, Tree};
 
 /// How long the agent is stopped.
 const STOPPED: Duration = Duration::from_secs(2);
@@ -48,7 +49,7 @@ impl Storm {
         tree.make(sandbox.root())?;
         let revision = sandbox.commit(&tree.policy())?;
         let (agent, courier) = sandbox.start(&revision)?;
-        let places = tree.places(sandbox.root());
+        let places = tree.classed_places(sandbox.root());
         let directories = tree.directories(sandbox.root());
         let stormy = directories.first().context("a directory")?.clone();
 
@@ -60,8 +61,7 @@ impl Storm {
         }
         // The last of each few: the queue has long been full.
         let step = (self.files / self.drifted.max(1)).max(1);
-        let drifted: Vec<(std::path::PathBuf, usize)> =
-            places.iter().cloned().enumerate().step_by(step).map(|(file, place)| (place, file)).collect();
+        let drifted: Vec<(PathBuf, usize)> = places.iter().cloned().step_by(step).collect();
         for (place, _) in &drifted {
             put(place, b"drifted in the storm\n")?;
         }
@@ -70,12 +70,11 @@ impl Storm {
         let resumed = now()?;
         agent.process().signal(Signal::SIGCONT)?;
         let n_drifted = drifted.len();
-        let is_good = |place: &std::path::PathBuf, file: usize| {
-            std::fs::read(place).is_ok_and(|content| content == crate::tree::content(file))
-        };
+        let is_good =
+            |place: &PathBuf, class: usize| std::fs::read(place).is_ok_and(|content| content == tree::content(class));
         let mut left = drifted;
         wait_for("the drifts of the storm to be restored", PATIENCE, || {
-            left.retain(|(place, file)| !is_good(place, *file));
+            left.retain(|(place, class)| !is_good(place, *class));
             Ok(left.is_empty().then_some(()))
         })?;
         let restored = between(resumed, now()?);
@@ -86,8 +85,7 @@ impl Storm {
         let verified = between(resumed, now()?);
 
         // Once more in each directory: the one that no longer reports stays wrong.
-        let again: Vec<(std::path::PathBuf, usize)> =
-            places.into_iter().enumerate().step_by(tree.per_directory).map(|(file, place)| (place, file)).collect();
+        let again: Vec<(PathBuf, usize)> = places.into_iter().step_by(tree.per_directory).collect();
         let n_again = again.len();
         let mut foreign = Helper::start(
             &bench.exe,
@@ -99,7 +97,7 @@ impl Storm {
         let flooded: Flooded = foreign.finish()?;
         let n_blind = match flooded.visible {
             Some(_) => 0,
-            None => again.iter().filter(|(place, file)| !is_good(place, *file)).count(),
+            None => again.iter().filter(|(place, class)| !is_good(place, *class)).count(),
         };
         courier.stop()?;
         agent.stop()?;

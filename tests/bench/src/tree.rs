@@ -1,6 +1,7 @@
-//! The declared files: 4 KiB each, a hundred in a directory, their content one of a few that the policy holds.
+//! The declared files: 4 KiB each, a hundred in a directory, their content one of those that the policy holds.
 //!
-//! A policy has at most 64 MiB, so a hundred thousand files share contents: as on a real host, where most files of a kind do.
+//! A policy has at most 64 MiB, so a hundred thousand files have to share contents. How many there are is part of every
+//! measurement for which it matters.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ pub const SIZE: usize = 4096;
 /// Files in each directory.
 pub const PER_DIRECTORY: usize = 100;
 
-/// Different contents.
-pub const CONTENTS: usize = 64;
+/// Most different contents: what a policy can hold with room to spare.
+pub const MOST_CONTENTS: usize = 10_000;
 
 /// Most declarations in one TOML file of the policy.
 const PER_TOML: usize = 20_000;
@@ -29,6 +30,8 @@ pub const MODE: u32 = 0o644;
 pub struct Tree {
     /// How many files.
     pub n_files: usize,
+    /// Different contents.
+    pub n_contents: usize,
     /// Files in each directory.
     pub per_directory: usize,
     /// Where it is, as the managed host names it, such as `/srv/bench`.
@@ -36,9 +39,14 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// So many files, a hundred in a directory.
+    /// So many files, a hundred in a directory, as different as a policy can have them.
     pub fn new(n_files: usize) -> Self {
-        Self { n_files, per_directory: PER_DIRECTORY, home: "/srv/bench".to_owned() }
+        Self {
+            n_files,
+            n_contents: n_files.clamp(1, MOST_CONTENTS),
+            per_directory: PER_DIRECTORY,
+            home: "/srv/bench".to_owned(),
+        }
     }
 
     /// How many directories.
@@ -61,6 +69,16 @@ impl Tree {
         root.join(self.path(file).trim_start_matches('/'))
     }
 
+    /// Number of the content of a file.
+    pub fn class(&self, file: usize) -> usize {
+        file % self.n_contents
+    }
+
+    /// Every file below the host's root, and the number of its content.
+    pub fn classed_places(&self, root: &Path) -> Vec<(PathBuf, usize)> {
+        self.places(root).into_iter().enumerate().map(|(file, place)| (place, self.class(file))).collect()
+    }
+
     /// Every file below the host's root.
     pub fn places(&self, root: &Path) -> Vec<PathBuf> {
         (0..self.n_files).map(|file| self.place_of(root, file)).collect()
@@ -74,8 +92,9 @@ impl Tree {
 
     /// Puts every file in place as declared, and everything on the disk.
     pub fn make(&self, root: &Path) -> Result<()> {
-        for (file, place) in self.places(root).iter().enumerate() {
-            put(place, content(file))?;
+        for (place, class) in self.classed_places(root) {
+            let place = &place;
+            put(place, content(class))?;
             std::fs::set_permissions(place, std::fs::Permissions::from_mode(MODE))
                 .with_context(|| format!("cannot set the mode of `{}`", place.display()))?;
         }
@@ -89,13 +108,12 @@ impl Tree {
     }
 }
 
-/// What file number `file` holds.
-pub fn content(file: usize) -> Vec<u8> {
-    let class = file % CONTENTS;
-    let mut text = format!("# Kept by rekindle; content {class:02}.\n").into_bytes();
+/// The content of this number.
+pub fn content(class: usize) -> Vec<u8> {
+    let mut text = format!("# Kept by rekindle; content {class:05}.\n").into_bytes();
     let mut line = 0;
     while text.len() < SIZE {
-        text.extend(format!("key_{line:03} = value {class:02} of line {line:03}\n").into_bytes());
+        text.extend(format!("key_{line:03} = value {class:05} of line {line:03}\n").into_bytes());
         line += 1;
     }
     text.truncate(SIZE - 1);
@@ -105,15 +123,16 @@ pub fn content(file: usize) -> Vec<u8> {
 
 /// The policy that declares several trees.
 pub fn policy(trees: &[Tree]) -> Vec<(String, Vec<u8>)> {
+    let n_contents = trees.iter().map(|tree| tree.n_contents.min(tree.n_files)).max().unwrap_or_default();
     let mut files: Vec<(String, Vec<u8>)> =
-        (0..CONTENTS).map(|class| (format!("content/{class:02}"), content(class))).collect();
+        (0..n_contents).map(|class| (format!("content/{class:05}"), content(class))).collect();
     let mut parts = Vec::new();
     for tree in trees {
         for first in (0..tree.n_files).step_by(PER_TOML) {
             let mut text = String::new();
             for file in first..(first + PER_TOML).min(tree.n_files) {
-                let (path, class) = (tree.path(file), file % CONTENTS);
-                text.push_str(&format!("[file.{path:?}]\nsource = \"content/{class:02}\"\n\n"));
+                let (path, class) = (tree.path(file), tree.class(file));
+                text.push_str(&format!("[file.{path:?}]\nsource = \"content/{class:05}\"\n\n"));
             }
             parts.push(text);
         }
@@ -137,9 +156,9 @@ mod tests {
 
     #[test]
     fn contents_have_one_size_and_differ() {
-        assert!((0..CONTENTS).all(|class| content(class).len() == SIZE));
-        assert_ne!(content(0), content(1));
-        assert_eq!(content(1), content(1 + CONTENTS));
+        let contents: std::collections::BTreeSet<Vec<u8>> = (0..200).map(content).collect();
+        assert_eq!(contents.len(), 200);
+        assert!(contents.iter().all(|content| content.len() == SIZE));
     }
 
     #[test]

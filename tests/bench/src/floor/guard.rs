@@ -27,7 +27,7 @@ use crate::tree;
 /// What to guard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Guarded {
-    /// The files, by path and number in their tree. They are there and as declared.
+    /// The files, and the number of the content of each. They are there and as declared.
     pub files: Vec<(PathBuf, usize)>,
     /// The one kind of drift that is noticed.
     pub kind: Kind,
@@ -111,7 +111,7 @@ impl Guard {
             Kind::RenameOver => WatchFlags::MOVED_TO,
         };
         let mut known: HashMap<PathBuf, (usize, i32)> = HashMap::new();
-        for (path, file) in &spec.files {
+        for (index, (path, class)) in spec.files.iter().enumerate() {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { bail!("no file: {path:?}") };
             let (directory, watch) = match known.get(parent) {
                 Some(known) => *known,
@@ -123,10 +123,10 @@ impl Guard {
                     found
                 }
             };
-            let content = tree::content(*file);
+            let content = tree::content(*class);
             let replicas = (0..spec.n_replicas)
                 .map(|n| {
-                    let name = CString::new(format!("{file}.{n}"))?;
+                    let name = CString::new(format!("{index}.{n}"))?;
                     write_replica(&guard.pool, &name, &content)?;
                     Ok(name)
                 })

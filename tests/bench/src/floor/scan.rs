@@ -43,6 +43,14 @@ impl Method {
     }
 }
 
+/// Whether this kernel lets this program scan that way: io_uring is often forbidden in containers.
+pub fn is_available(method: Method) -> bool {
+    match method {
+        Method::Stat | Method::Hash | Method::HashThreads => true,
+        Method::HashUring => uring::is_available(),
+    }
+}
+
 /// A directory and names in it, sorted.
 #[derive(Debug, Clone)]
 pub struct Group {

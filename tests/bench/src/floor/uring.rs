@@ -15,6 +15,11 @@ use crate::tree;
 /// Files in flight.
 const DEPTH: usize = 128;
 
+/// Whether the kernel allows it.
+pub(super) fn is_available() -> bool {
+    IoUring::new(1).is_ok()
+}
+
 /// Hashes every file.
 pub(super) fn hash(groups: &[Group]) -> Result<Scanned> {
     let mut ring = IoUring::new(u32::try_from(DEPTH)?).context("cannot open io_uring")?;
