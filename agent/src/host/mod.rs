@@ -12,7 +12,6 @@ pub mod fake;
 pub mod fanotify;
 pub mod filesystems;
 pub mod packages;
-pub mod pidfd;
 pub mod process;
 pub mod root;
 pub mod selinux;

@@ -4,7 +4,8 @@
 //! pidfd says, *after* that directory was opened, that its process has not been waited for: until then the number could not
 //! have been given away. A directory of `/proc` itself stays bound to its process.
 //!
-//! - [`witness`] is for the hot path, before the repair: one `readlink` and one `ioctl`, a few microseconds.
+//! - [`witness`] is for the hot path, before the repair: one `ioctl`, half a microsecond. It asks for no link of `/proc`, which
+//!   would take as long as the repair itself (4 µs).
 //! - [`identify`] is for later: everything else, from what is still there. The sooner it is called the more it finds.
 //!
 //! Nothing here waits, and nothing here signals or traces a process.
@@ -14,7 +15,6 @@ mod units;
 use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::libc;
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 
 use crate::actor::{Actor, Confidence, command};
@@ -27,14 +27,14 @@ const MAX_READ: u64 = 8192;
 /// Who was seen at the time of an event. Holds a descriptor: identify it and let it go soon.
 #[derive(Debug)]
 pub struct Witness {
-    /// The process id that the event named; 0 when it is in a pid namespace that the agent cannot see.
-    pub pid: u32,
-    /// What keeps that number from being taken for another process.
+    /// The process id that the event named; `None` when it has none here, being in another pid namespace. It may be another
+    /// process's number by now: only [`identify`] says whose it is.
+    pub pid: Option<u32>,
+    /// Refers to the process and to no other, however long it is kept; `None` when it was gone before the event was read, or
+    /// where the kernel does not tell.
     pub pidfd: Option<OwnedFd>,
-    /// What the kernel said of it at once. `None` where it cannot (before Linux 6.13), or when nobody is left.
+    /// What the kernel said of it at once; `None` where it cannot (before Linux 6.13), or when it kept nothing.
     pub info: Option<PidInfo>,
-    /// The program's file at that time, proven to be this process's.
-    pub exe: Option<String>,
 }
 
 /// What the kernel says of a process by its pidfd.
@@ -49,26 +49,22 @@ pub struct PidInfo {
 }
 
 /// Takes down who did something, at the time of the event. `pid` is only believed as far as `pidfd` confirms it.
-pub fn witness(pid: u32, pidfd: Option<OwnedFd>) -> Witness {
-    let Some(pidfd) = pidfd else { return Witness { pid, pidfd: None, info: None, exe: None } };
-    // The link first: it is what a process loses first. The ioctl after it proves that it was this process's.
-    let exe = if pid == 0 { None } else { link(CWD, &format!("/proc/{pid}/exe")) };
-    let info = info(pidfd.as_fd());
-    let is_proven = info.is_some_and(|info| info.pid == Some(pid));
-    Witness { pid, pidfd: Some(pidfd), info, exe: exe.filter(|_| is_proven) }
+pub fn witness(pid: Option<u32>, pidfd: Option<OwnedFd>) -> Witness {
+    let info = pidfd.as_ref().and_then(|pidfd| info(pidfd.as_fd()));
+    Witness { pid, pidfd, info }
 }
 
 /// As [`witness`], for a source that has no pidfds (before Linux 5.15). The process that has the number now is taken for the one
-/// of the event only if it was running before the event: `ticks` is a time before the event at which there was none yet, in
+/// of the event only if it was running before the event: `ticks` is a time before the event, at which it had not happened yet, in
 /// clock ticks since boot, see [`now_in_ticks`].
 pub fn witness_since(pid: u32, ticks: u64) -> Witness {
-    let nobody = Witness { pid, pidfd: None, info: None, exe: None };
+    let nobody = Witness { pid: None, pidfd: None, info: None };
     let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     let Some(raw) = raw else { return nobody };
     let Ok(pidfd) = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()) else { return nobody };
-    let found = witness(pid, Some(pidfd));
+    let found = witness(Some(pid), Some(pidfd));
     let is_older = proc_directory(&found)
-        .and_then(|proc| read(proc.as_fd(), "stat"))
+        .and_then(|(_, proc)| read(proc.as_fd(), "stat"))
         .and_then(|stat| start_ticks(&stat))
         .is_some_and(|started| started < ticks);
     if is_older { found } else { nobody }
@@ -87,7 +83,7 @@ pub fn now_in_ticks() -> u64 {
 impl Witness {
     /// Whether it is the agent itself.
     pub fn is_self(&self) -> bool {
-        self.pid == std::process::id()
+        self.pid == Some(std::process::id())
     }
 }
 
@@ -95,20 +91,17 @@ impl Witness {
 pub fn identify(witness: &Witness, units: &mut UnitMap) -> Actor {
     let mut actor = Actor::default();
     let proc = proc_directory(witness);
-    if let Some(proc) = &proc {
+    if let Some((_, proc)) = &proc {
         read_process(proc.as_fd(), &mut actor);
     }
-    let is_proven = proc.is_some() || witness.info.is_some_and(|info| info.pid == Some(witness.pid));
-    if is_proven {
+    // The kernel's own word at the time of the event is proof as well; little more than the number may be left to tell.
+    let proven = witness.info.and_then(|info| info.pid).filter(|pid| witness.pid == Some(*pid));
+    actor.pid = proc.as_ref().map(|(pid, _)| *pid).or(proven);
+    if actor.pid.is_some() {
         actor.confidence = Confidence::Exact;
-        actor.pid = Some(witness.pid);
-        // The program at the time of the event; later it may have started another.
-        if witness.exe.is_some() {
-            actor.exe.clone_from(&witness.exe);
-        }
     }
     let cgroup = witness.info.and_then(|info| info.cgroup_id).and_then(|id| units.path(id));
-    let from_proc = proc.as_ref().and_then(|proc| read(proc.as_fd(), "cgroup"));
+    let from_proc = proc.as_ref().and_then(|(_, proc)| read(proc.as_fd(), "cgroup"));
     let place = best_place(cgroup, from_proc.as_deref());
     if let Some(info) = witness.info {
         actor.uid = actor.uid.or(info.uid);
@@ -125,17 +118,14 @@ pub fn identify(witness: &Witness, units: &mut UnitMap) -> Actor {
 }
 
 /// Opens the directory of `/proc` of a witness, proven to be its own. `None` when it has been waited for.
-fn proc_directory(witness: &Witness) -> Option<OwnedFd> {
-    let pidfd = witness.pidfd.as_ref()?;
-    if witness.pid == 0 {
-        return None;
-    }
+fn proc_directory(witness: &Witness) -> Option<(u32, OwnedFd)> {
+    let (pid, pidfd) = (witness.pid?, witness.pidfd.as_ref()?);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = openat(CWD, format!("/proc/{}", witness.pid), flags, Mode::empty()).ok()?;
+    let directory = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty()).ok()?;
     // What the pidfd's process is called in this very /proc, and whether it is still called so.
     let status = read(CWD, &format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    let pid = status.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse::<u32>().ok()?;
-    (pid == witness.pid).then_some(directory)
+    let now = status.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse::<u32>().ok()?;
+    (now == pid).then_some((pid, directory))
 }
 
 /// Reads what is still there; of a process that has ended but was not waited for that is only some of it.
@@ -195,54 +185,30 @@ fn link(directory: impl AsFd, name: &str) -> Option<String> {
     Some(command::escaped(&target.to_string_lossy(), command::MAX_LENGTH))
 }
 
-/// `struct pidfd_info` of linux/pidfd.h in its first form. Later kernels take it, and fill in no more than it holds.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct RawInfo {
-    mask: u64,
-    cgroupid: u64,
-    pid: u32,
-    tgid: u32,
-    ppid: u32,
-    ruid: u32,
-    rgid: u32,
-    euid: u32,
-    egid: u32,
-    suid: u32,
-    sgid: u32,
-    fsuid: u32,
-    fsgid: u32,
-    exit_code: i32,
-}
-
-const INFO_PID: u64 = 1;
-const INFO_CREDS: u64 = 1 << 1;
-const INFO_CGROUPID: u64 = 1 << 2;
-/// Answers from what the kernel kept, when the process has been waited for (since 6.15; before that the ioctl fails).
-const INFO_EXIT: u64 = 1 << 3;
-
-/// `_IOWR(0xFF, 11, struct pidfd_info)`.
-const GET_INFO: libc::Ioctl = libc::_IOWR::<RawInfo>(0xFF, 11);
-
 /// Asks the kernel about the process of a pidfd. `None` on a kernel that does not answer, or when nothing was kept of it.
 fn info(pidfd: BorrowedFd<'_>) -> Option<PidInfo> {
-    let mut raw = RawInfo { mask: INFO_PID | INFO_CREDS | INFO_CGROUPID | INFO_EXIT, ..RawInfo::default() };
-    if get_info(pidfd, &mut raw) != 0 {
-        return None;
-    }
-    let has = |bit: u64| raw.mask & bit != 0;
+    let raw = get_info(pidfd)?;
+    let has = |bit: libc::c_uint| raw.mask & u64::from(bit) != 0;
     Some(PidInfo {
-        pid: has(INFO_PID).then_some(raw.tgid),
-        uid: has(INFO_CREDS).then_some(raw.ruid),
-        cgroup_id: has(INFO_CGROUPID).then_some(raw.cgroupid),
+        pid: has(libc::PIDFD_INFO_PID).then_some(raw.tgid),
+        uid: has(libc::PIDFD_INFO_CREDS).then_some(raw.ruid),
+        cgroup_id: has(libc::PIDFD_INFO_CGROUPID).then_some(raw.cgroupid),
     })
 }
 
+/// The structure is that of the first kernel that has this; later ones take it, and fill in no more than it holds.
 #[expect(unsafe_code, reason = "no crate here has this ioctl")]
-fn get_info(pidfd: BorrowedFd<'_>, raw: &mut RawInfo) -> i32 {
-    // SAFETY: the kernel writes at most the size that is part of the request's number, which is that of `RawInfo`, a structure of
-    // integers for which every value is valid; both the descriptor and the reference outlive the call.
-    unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, std::ptr::from_mut(raw)) }
+fn get_info(pidfd: BorrowedFd<'_>) -> Option<libc::pidfd_info> {
+    let mut raw = std::mem::MaybeUninit::<libc::pidfd_info>::zeroed();
+    // SAFETY: it consists of integers, for which zero is a value.
+    let info = unsafe { raw.assume_init_mut() };
+    // What the kernel kept of a process that has been waited for is asked for as well (since 6.15; before that the call fails).
+    let wanted = libc::PIDFD_INFO_PID | libc::PIDFD_INFO_CREDS | libc::PIDFD_INFO_CGROUPID | libc::PIDFD_INFO_EXIT;
+    info.mask = u64::from(wanted);
+    // SAFETY: the kernel writes at most the size that is part of the request's number, which is that of this structure; it
+    // outlives the call, as does the descriptor.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, std::ptr::from_mut(info)) };
+    (result == 0).then_some(*info)
 }
 
 #[cfg(test)]

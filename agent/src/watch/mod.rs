@@ -36,7 +36,8 @@ pub mod units;
 mod walk;
 
 pub use path::SharedPath;
-pub use source::Witness;
+
+pub use crate::host::process::Witness;
 
 /// A path that a resource depends on. Several resources may share one path, such as `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -584,7 +584,7 @@ fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<S
 /// Remembers who caused an event, unless it was this very process: its own repairs are no drift.
 fn note(by: &mut Option<Arc<Witness>>, event: &Event<'_>) {
     if let Some(witness) = event.witness()
-        && (by.is_none() || witness.pid != Some(std::process::id()))
+        && (by.is_none() || !witness.is_self())
     {
         *by = Some(witness);
     }

@@ -59,7 +59,7 @@ fn until(mut condition: impl FnMut() -> bool) {
 #[test]
 fn a_running_process_is_known_whole_but_for_its_secrets() {
     let cat = Process::start("cat", &["-", "--"]).running("cat");
-    let seen = witness(cat.0.id(), Some(cat.pidfd()));
+    let seen = witness(Some(cat.0.id()), Some(cat.pidfd()));
     assert!(!seen.is_self());
     let actor = identify(&seen, &mut UnitMap::new());
     assert_eq!((actor.confidence, actor.pid), (Confidence::Exact, Some(cat.0.id())));
@@ -70,7 +70,7 @@ fn a_running_process_is_known_whole_but_for_its_secrets() {
     assert!(actor.cgroup.is_some(), "{actor:?}");
 
     let secret = Process::start("sh", &["-c", "read line; true", "--token", "hunter2"]).running("sh");
-    let actor = identify(&witness(secret.0.id(), Some(secret.pidfd())), &mut UnitMap::new());
+    let actor = identify(&witness(Some(secret.0.id()), Some(secret.pidfd())), &mut UnitMap::new());
     assert_eq!(actor.command.as_deref(), Some("sh -c 'read line; true' --token ***"));
 }
 
@@ -79,19 +79,18 @@ fn a_process_that_was_waited_for_has_no_pid() {
     let mut cat = Process::start("cat", &[]).running("cat");
     let (before, after) = (cat.pidfd(), cat.pidfd());
     let pid = cat.0.id();
-    let seen = witness(pid, Some(before));
+    let seen = witness(Some(pid), Some(before));
     cat.end();
     // Seen while it lived: its number was proven then.
     let early = identify(&seen, &mut UnitMap::new());
-    let late = witness(pid, Some(after));
+    let late = witness(Some(pid), Some(after));
     assert_eq!(late.info.and_then(|info| info.pid), None);
-    assert_eq!(late.exe, None);
     let late = identify(&late, &mut UnitMap::new());
     assert_eq!((late.pid, late.exe, late.command, late.name), (None, None, None, None));
     assert_ne!(late.confidence, Confidence::Exact);
     if seen.info.is_some() {
         assert_eq!((early.confidence, early.pid), (Confidence::Exact, Some(pid)));
-        assert!(early.exe.is_some() && early.command.is_none(), "{early:?}");
+        assert_eq!((early.exe, early.command, early.name), (None, None, None));
     }
 }
 
@@ -103,7 +102,7 @@ fn a_process_that_ended_and_was_not_waited_for_still_has_a_name() {
         let mut fds = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
         nix::poll::poll(&mut fds, 100_u16).unwrap() == 1
     });
-    let actor = identify(&witness(ended.0.id(), Some(pidfd)), &mut UnitMap::new());
+    let actor = identify(&witness(Some(ended.0.id()), Some(pidfd)), &mut UnitMap::new());
     assert_eq!((actor.confidence, actor.pid), (Confidence::Exact, Some(ended.0.id())));
     assert_eq!(actor.name.as_deref(), Some("true"));
     assert_eq!((actor.exe, actor.command), (None, None));
@@ -113,14 +112,13 @@ fn a_process_that_ended_and_was_not_waited_for_still_has_a_name() {
 fn a_pid_that_is_not_that_of_its_pidfd_is_never_believed() {
     let one = Process::start("cat", &[]).running("cat");
     let other = Process::start("cat", &[]).running("cat");
-    for pid in [other.0.id(), 1, 0] {
+    for pid in [Some(other.0.id()), Some(1), None] {
         let seen = witness(pid, Some(one.pidfd()));
-        assert_eq!(seen.exe, None);
         let actor = identify(&seen, &mut UnitMap::new());
-        assert_eq!((actor.pid, actor.exe, actor.command), (None, None, None), "{pid}");
+        assert_eq!((actor.pid, actor.exe, actor.command), (None, None, None), "{pid:?}");
         assert_ne!(actor.confidence, Confidence::Exact);
     }
-    let alone = identify(&witness(one.0.id(), None), &mut UnitMap::new());
+    let alone = identify(&witness(Some(one.0.id()), None), &mut UnitMap::new());
     assert_eq!(alone, Actor::default());
 }
 

@@ -9,7 +9,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{link, read};

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use self::fanotify::Fanotify;
 use self::inotify::Inotify;
 use super::{By, Options, Sources};
-use crate::host::pidfd::{self, Process};
+use crate::host::process::{Witness, witness};
 
 mod fanotify;
 mod inotify;
@@ -113,19 +113,6 @@ pub(super) enum Purpose {
     FileItself,
 }
 
-/// The process that caused an event, as far as the kernel tells.
-#[derive(Debug)]
-pub struct Witness {
-    /// Its number; `None` when it has none here, being in another process namespace. Without `pidfd` it may be another
-    /// process's number by now.
-    pub pid: Option<u32>,
-    /// Refers to the process, and to no other, however long it is kept; `None` when it was gone before the event was read, or
-    /// where the kernel does not tell.
-    pub pidfd: Option<OwnedFd>,
-    /// What the kernel told about it when the event was read.
-    pub process: Option<Process>,
-}
-
 /// What fanotify said about the process that caused an event.
 #[derive(Debug)]
 struct Writer {
@@ -154,8 +141,7 @@ impl<'a> Event<'a> {
     pub(super) fn witness(&self) -> Option<Arc<Witness>> {
         let resolve = || {
             let Writer { pid, pidfd } = self.writer.take()?;
-            let process = pidfd.as_ref().and_then(|pidfd| pidfd::look_at(pidfd.as_fd()).ok());
-            Some(Arc::new(Witness { pid: (pid != 0).then_some(pid), pidfd, process }))
+            Some(Arc::new(witness((pid != 0).then_some(pid), pidfd)))
         };
         self.witness.get_or_init(resolve).clone()
     }
