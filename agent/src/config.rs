@@ -134,6 +134,8 @@ pub struct Settings {
     pub reimage: Option<ReimageSettings>,
     /// Receivers of alerts.
     pub webhooks: Vec<WebhookSettings>,
+    /// Who may read metrics besides root.
+    pub metrics: MetricsSettings,
     /// Directories, overridable for sandboxes and tests.
     pub paths: Paths,
 }
@@ -280,6 +282,15 @@ pub enum EventFilter {
     Family(String),
 }
 
+/// `[metrics]`. Root reads them from a socket, whatever is configured.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MetricsSettings {
+    /// A file for the textfile collector of node_exporter, readable by everybody.
+    pub textfile: Option<PathBuf>,
+    /// A port of the loopback interface, on which the courier answers everybody on this host.
+    pub port: Option<u16>,
+}
+
 /// Directories that the services use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -321,6 +332,16 @@ impl Paths {
     /// Verified policy trees.
     pub fn policies(&self) -> PathBuf {
         self.state.join("policy")
+    }
+
+    /// The socket for metrics.
+    pub fn metrics_socket(&self) -> PathBuf {
+        self.runtime.join("metrics.sock")
+    }
+
+    /// The metrics, for the courier.
+    pub fn metrics_file(&self) -> PathBuf {
+        self.runtime.join("metrics.prom")
     }
 
     /// The control socket.

@@ -16,6 +16,7 @@
 //! - [`watch`] says where to look, never what happened; [`schedule`] says when; [`guard`] puts declared files back at once.
 //! - [`record`] is the small durable state: journal, backups, debts, pauses. Losing it costs history, never safety.
 //! - [`spool`] is what crosses between the agent, which is root and has no network, and the [`courier`], which has the network and no privilege.
+//! - [`scrape`] is as much of HTTP as a collector of metrics needs.
 //! - [`agent`] is the root event loop.
 //!
 //! # Invariants
@@ -36,5 +37,6 @@ pub mod policy;
 pub mod record;
 pub mod resource;
 pub mod schedule;
+pub mod scrape;
 pub mod spool;
 pub mod watch;

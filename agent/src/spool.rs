@@ -33,6 +33,12 @@ pub struct Outgoing {
     pub body: OutgoingBody,
 }
 
+/// When the message with this id was queued; `None` for what is no id.
+pub fn queued_at(id: &str) -> Option<Timestamp> {
+    let (milliseconds, _) = id.split_once('-')?;
+    Timestamp::from_millisecond(milliseconds.parse().ok()?).ok()
+}
+
 /// The kinds of queued messages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -74,6 +74,7 @@ impl Worker {
         let Some(good) = self.load_last_good() else { return };
         let revision = good.state.revision().clone();
         self.revisions.in_force = Some(revision.clone());
+        self.revisions.in_force_since = Some(Timestamp::now());
         self.revisions.settled = Some(revision.clone());
         self.revisions.backed_out = Some(bad.clone());
         self.remember_revisions();

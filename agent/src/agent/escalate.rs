@@ -7,7 +7,6 @@ use jiff::Timestamp;
 
 use super::worker::{Worker, recall};
 use crate::converge::health::Input;
-use crate::converge::{Cause, RunReport};
 use crate::host::filesystems::{self, Ext4};
 use crate::resource::{AbsPath, Kind, ResourceId, chain};
 
@@ -67,18 +66,10 @@ impl Worker {
             || in_force.state.resources().iter().any(|resource| resource.watched().paths.iter().any(is_on_it))
     }
 
-    /// Passes on which of the repaired resources the agent itself is made of.
-    pub(super) fn note_own_drift(&mut self, report: &RunReport) {
-        if report.cause != Cause::Drift {
-            return;
-        }
+    /// Passes on which of the resources that drifted and were repaired the agent itself is made of.
+    pub(super) fn note_own_drift<'a>(&mut self, repaired: impl Iterator<Item = &'a ResourceId>) {
         let exe = std::env::current_exe().ok().filter(|_| self.host.root.is_live());
-        let own: Vec<ResourceId> = report
-            .changed()
-            .map(|changed| &changed.resource)
-            .filter(|resource| is_own(resource, exe.as_deref()))
-            .cloned()
-            .collect();
+        let own: Vec<ResourceId> = repaired.filter(|resource| is_own(resource, exe.as_deref())).cloned().collect();
         if !own.is_empty() {
             let may_ask = self.may_ask();
             self.feed_health(Input::OwnDrift { resources: &own, may_ask });

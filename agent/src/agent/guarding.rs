@@ -60,6 +60,8 @@ impl Worker {
     pub(super) fn take_repairs(&mut self, repairs: &[Repaired]) {
         let now = Timestamp::now();
         self.n_repairs = self.n_repairs.saturating_add(u64::try_from(repairs.len()).unwrap_or(0));
+        repairs.iter().for_each(|repaired| self.shared.numbers.by_guard.add(repaired.took_us));
+        self.note_own_drift(repairs.iter().map(|repaired| &repaired.resource));
         if let Some(alert) = self.speaker().put_back(repairs, now) {
             self.enqueue(OutgoingBody::Alert(alert));
         }

@@ -1,7 +1,7 @@
 //! The root event loop: one `enum Event`, one `select!`, a current-thread runtime.
 //!
 //! The loop owns nothing durable: it turns hints, timers, signals and requests into tasks for the [`worker`] thread, and what
-//! the worker reports into the next time to run. It opens no network socket; the only sockets are the control socket, the
+//! the worker reports into the next time to run. It opens no network socket; the only sockets are the control socket, that for metrics, the
 //! system bus and systemd's notification socket. Any thread or task that ends unasked ends the process, and systemd starts it
 //! again: a half-dead guard is worse than none.
 
@@ -12,6 +12,7 @@ mod escalate;
 mod fights;
 mod guarding;
 mod intake;
+pub mod metrics;
 mod pauses;
 mod publish;
 pub mod revisions;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,10 @@ enum Event {
     Control(UnixStream),
     /// The time of the schedule has come.
     Due,
+    /// Somebody connected to the socket for metrics.
+    Scrape(UnixStream),
+    /// Metrics are to be written into files.
+    Publish,
     /// A pause ends or is to be announced.
     Wake,
     /// systemd wants a sign of life.
@@ -114,6 +119,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     .context("cannot start the scanning thread")?;
     let inbox = watch_inbox(&settings.paths.inbox(), events.clone())?;
     let listener = listen(&settings.paths.control())?;
+    let scrapes = listen(&settings.paths.metrics_socket())?;
 
     let (tasks, worker_tasks) = std_mpsc::channel();
     let (ended, mut worker_ended) = oneshot::channel::<()>();
@@ -157,6 +163,8 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         sessions: JoinSet::new(),
         contested: BTreeSet::new(),
         is_storm: false,
+        publish_at: Some(Instant::now()),
+        is_publishing: Arc::default(),
         degraded: BTreeSet::new(),
     };
     info!(version = env!("CARGO_PKG_VERSION"), "agent started");
@@ -164,6 +172,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     loop {
         let due = state.due();
         let wake = state.wake_in();
+        let publish = state.publish_at;
         let event = tokio::select! {
             // Biased: a stop must not wait behind a storm of hints.
             biased;
@@ -187,7 +196,16 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
                     continue;
                 }
             },
+            accepted = scrapes.accept() => match accepted.and_then(|(stream, _)| may_control(&stream).map(|may| (stream, may))) {
+                Ok((stream, true)) => Event::Scrape(stream),
+                Ok((_refused, false)) => continue,
+                Err(error) => {
+                    warn!("cannot accept on the socket for metrics: {error}");
+                    continue;
+                }
+            },
             () = sleep_until(due) => Event::Due,
+            () = sleep_until(publish) => Event::Publish,
             () = sleep_until(wake) => Event::Wake,
             () = tick(&mut watchdog) => Event::Watchdog,
         };
@@ -205,6 +223,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     thread.join().map_err(|_panic| anyhow::anyhow!("the worker thread panicked"))?;
     drop(inbox);
     remove_socket(&state.settings.paths.control());
+    remove_socket(&state.settings.paths.metrics_socket());
     info!("stopped");
     Ok(())
 }
@@ -269,6 +288,8 @@ struct Loop {
     sessions: JoinSet<()>,
     contested: BTreeSet<ResourceId>,
     is_storm: bool,
+    publish_at: Option<Instant>,
+    is_publishing: Arc<AtomicBool>,
     degraded: BTreeSet<String>,
 }
 
@@ -291,6 +312,8 @@ impl Loop {
                 self.tell_fights(now)?;
                 self.start_due_run(now)?;
             }
+            Event::Scrape(stream) => self.take_scrape(stream),
+            Event::Publish => self.publish_metrics(now),
             Event::Wake => {
                 self.wake = None;
                 self.schedule.hint(Hint::Everything { why: "a pause changes" }, now);
@@ -473,6 +496,8 @@ impl Loop {
                 self.schedule = old.reconfigured(&settings, random_u64(), now);
                 self.busy_since = None;
                 self.settings.health = settings.health.clone();
+                self.settings.metrics = settings.metrics.clone();
+                self.publish_at = Some(now);
                 self.send(Task::Reload(Box::new(settings)))?;
             }
             Err(error) => {
@@ -582,6 +607,7 @@ fn first_status(settings: &Settings) -> Status {
         last_run: None,
         n_repairs: 0,
         outbox: 0,
+        outbox_oldest: None,
         fetch: None,
         courier: None,
         contested: Vec::new(),
@@ -637,7 +663,7 @@ fn listen(path: &Path) -> anyhow::Result<UnixListener> {
             }
             remove_socket(path);
         }
-        Ok(_) => anyhow::bail!("`{}` is in the way of the control socket and is no socket", path.display()),
+        Ok(_) => anyhow::bail!("`{}` is in the way of a socket and is no socket", path.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("cannot look at `{}`", path.display())),
     }

@@ -9,6 +9,7 @@ use crate::converge::health::Health;
 use crate::converge::{Outcome, RunReport};
 use crate::record::Pause;
 use crate::resource::ResourceId;
+use crate::spool;
 
 /// The last verdict on a resource.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,7 @@ impl Worker {
         status.policy = self.in_force.as_ref().map(|p| PolicyStatus {
             name: p.state.name().to_owned(),
             revision: p.state.revision().as_str().to_owned(),
+            since: self.revisions.in_force_since,
             signer: p.signer.clone(),
             last_good: self.revisions.last_good.as_ref().map(|r| r.as_str().to_owned()),
         });
@@ -82,7 +84,9 @@ impl Worker {
         status.debts.clone_from(&self.debts);
         status.pauses = self.known_pauses.values().map(pause_status).collect();
         status.n_repairs = self.n_repairs;
-        status.outbox = self.outbox.list().map_or(0, |ids| ids.len());
+        let waiting = self.outbox.list().unwrap_or_default();
+        status.outbox = waiting.len();
+        status.outbox_oldest = waiting.first().and_then(|id| spool::queued_at(id));
     }
 
     pub(super) fn note_last_run(&self, report: &RunReport) {

@@ -20,6 +20,9 @@ use crate::resource::chain;
 pub struct Revisions {
     /// The revision that resources are held to.
     pub in_force: Option<Revision>,
+    /// Since when.
+    #[serde(default)]
+    pub in_force_since: Option<Timestamp>,
     /// The last revision under which everything converged here.
     pub last_good: Option<Revision>,
     /// The newest revision ever accepted: what replaces it must descend from it.
@@ -73,6 +76,7 @@ pub fn consider(
                 return refuse(revisions, commit, reason, now);
             }
             revisions.in_force = Some(revision.clone());
+            revisions.in_force_since = Some(now);
             revisions.high_water = Some(revision);
             revisions.backed_out = None;
             revisions.refused = None;

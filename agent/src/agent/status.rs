@@ -51,6 +51,9 @@ pub struct Status {
     pub n_repairs: u64,
     /// Messages that wait for delivery.
     pub outbox: usize,
+    /// When the oldest of them was queued.
+    #[serde(default)]
+    pub outbox_oldest: Option<Timestamp>,
     /// The last pull of the policy.
     pub fetch: Option<FetchResult>,
     /// Delivery, as the courier last reported it.
@@ -72,6 +75,9 @@ pub struct PolicyStatus {
     pub name: String,
     /// Its revision.
     pub revision: String,
+    /// When it was accepted.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
     /// Who signed it, when that was checked.
     pub signer: Option<String>,
     /// The last revision that converged here.

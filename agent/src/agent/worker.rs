@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::alerts::Speaker;
 use super::fights::Fights;
+use super::metrics::numbers::{self, Numbers};
 use super::publish::Verdict;
 use super::random_id;
 use super::revisions::{InForce, Revisions};
@@ -97,6 +98,8 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Shared {
     status: Mutex<Status>,
+    /// What is counted for metrics.
+    pub numbers: Numbers,
     /// Set once: end after the step in hand.
     pub stop: AtomicBool,
 }
@@ -104,7 +107,7 @@ pub struct Shared {
 impl Shared {
     /// Wraps the first status.
     pub fn new(status: Status) -> Self {
-        Self { status: Mutex::new(status), stop: AtomicBool::new(false) }
+        Self { status: Mutex::new(status), numbers: Numbers::default(), stop: AtomicBool::new(false) }
     }
 
     /// The status now. A poisoned lock cannot happen: a panic ends the process.
@@ -357,7 +360,11 @@ impl Worker {
         self.debts.clone_from(&report.debts);
         let speaker = self.speaker();
         let repaired = speaker.repaired(report, now);
+        let numbers = &self.shared.numbers;
+        numbers::add(if report.full { &numbers.n_full_runs } else { &numbers.n_partial_runs }, 1);
+        numbers::add(&numbers.n_left, fresh.len());
         if report.cause == Cause::Drift {
+            report.changed().for_each(|_| numbers.by_run.add(report.duration_us));
             self.n_repairs = self.n_repairs.saturating_add(u64::try_from(report.changed().count()).unwrap_or(0));
         }
         for alert in repaired.into_iter().chain(speaker.reported(report, &fresh, now)) {
@@ -373,7 +380,9 @@ impl Worker {
         if report.full && !report.interrupted {
             self.look_at_file_systems();
         }
-        self.note_own_drift(report);
+        if report.cause == Cause::Drift {
+            self.note_own_drift(report.changed().map(|changed| &changed.resource));
+        }
         let may_ask = self.may_ask();
         let tampered = if may_ask == MayAsk::Yes { self.tampered(report) } else { Vec::new() };
         let last_good = self.revisions.last_good.clone();

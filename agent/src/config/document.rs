@@ -236,6 +236,19 @@ impl Table {
         }
     }
 
+    /// A port that needs no privilege, if there is one.
+    pub(super) fn port(&mut self, key: &'static str, problems: &mut Problems) -> Option<u16> {
+        let entry = self.take(key)?;
+        let port = match &entry.node {
+            Node::Integer(Some(number)) => u16::try_from(*number).ok().filter(|port| *port >= 1024),
+            Node::Table(_) | Node::List(_) | Node::Text(_) | Node::Integer(None) | Node::Other(_) => None,
+        };
+        if port.is_none() {
+            self.wrong_type(key, "a port from 1024 to 65535", &entry, problems);
+        }
+        port
+    }
+
     /// A list of strings; empty when there is none.
     pub(super) fn texts(&mut self, key: &'static str, problems: &mut Problems) -> Vec<Found<String>> {
         let Some(entry) = self.take(key) else { return Vec::new() };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::document::{Found, Problems, Table, closest, merge};
 use super::files::Source;
 use super::{
-    ConfigError, ConvergeSettings, EventFilter, HealthSettings, Mode, Paths, PolicySettings, Problem, ReimageSettings,
-    Settings, TrustSettings, WebhookSettings, values,
+    ConfigError, ConvergeSettings, EventFilter, HealthSettings, MetricsSettings, Mode, Paths, PolicySettings, Problem,
+    ReimageSettings, Settings, TrustSettings, WebhookSettings, values,
 };
 use crate::spool::Event;
 
@@ -37,6 +37,7 @@ pub(super) fn from_sources(sources: &[Source]) -> Result<Settings, ConfigError> 
         health: root.table("health", p).map_or_else(HealthSettings::default, |table| health(table, p)),
         reimage: root.table("reimage", p).and_then(|table| reimage(table, p)),
         webhooks: root.tables("webhook", p).into_iter().filter_map(|table| webhook(table, p)).collect(),
+        metrics: root.table("metrics", p).map_or_else(MetricsSettings::default, |table| metrics(table, p)),
         paths: root.table("paths", p).map_or_else(Paths::default, |table| paths(table, p)),
     };
     root.finish(p);
@@ -284,6 +285,12 @@ fn event_filter(text: &str) -> Result<EventFilter, String> {
             None => format!("write a whole event, such as \"drift.repaired\", or one of {}", FAMILIES.join(", ")),
         }
     })
+}
+
+fn metrics(mut table: Table, problems: &mut Problems) -> MetricsSettings {
+    let settings = MetricsSettings { textfile: table.path("textfile", problems), port: table.port("port", problems) };
+    table.finish(problems);
+    settings
 }
 
 fn paths(mut table: Table, problems: &mut Problems) -> Paths {

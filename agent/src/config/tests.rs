@@ -91,6 +91,9 @@ fn every_key_is_read() {
         secret_file = "/hook.key"
         ca = "/hook.pem"
         events = ["drift", "failed", "policy.rejected"]
+        [metrics]
+        textfile = "/var/lib/node_exporter/textfile_collector/rekindle.prom"
+        port = 9464
         [paths]
         root = "/srv/root"
         state = "/srv/state"
@@ -149,6 +152,10 @@ fn every_key_is_read() {
                 EventFilter::Exactly(Event::PolicyRejected),
             ],
         }],
+        metrics: MetricsSettings {
+            textfile: Some("/var/lib/node_exporter/textfile_collector/rekindle.prom".into()),
+            port: Some(9464),
+        },
         paths: Paths { root: "/srv/root".into(), state: "/srv/state".into(), runtime: "/srv/run".into() },
     };
     assert_eq!(settings, expected);
@@ -181,7 +188,7 @@ fn unknown_keys_are_named_with_what_was_meant() {
         "agent.toml:3:1: unknown key `policy.intervall`\nhint: did you mean `interval`?\n\
          agent.toml:1:1: unknown key `mod`\nhint: did you mean `mode`?\n\
          agent.toml:7:2: unknown key `nonsense`\n\
-         hint: known here are mode, roles, policy, converge, health, reimage, webhook, paths",
+         hint: known here are mode, roles, policy, converge, health, reimage, webhook, metrics, paths",
     );
 }
 
@@ -210,6 +217,10 @@ fn values_are_refused_where_they_stand() {
     check_refused(
         "[reimage]\nendpoint = \"http://127.0.0.1\"",
         "agent.toml:2:12: `reimage.endpoint`: `http` would let anyone on the way grant a reimage; the endpoint must be https",
+    );
+    check_refused(
+        "[metrics]\nport = 80",
+        "agent.toml:2:8: `metrics.port`: expected a port from 1024 to 65535; found an integer",
     );
     check_refused("mode = 1", "agent.toml:1:8: `mode`: expected a string; found an integer");
     check_refused(

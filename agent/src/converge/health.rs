@@ -87,6 +87,10 @@ pub enum State {
     HandedOver(Request),
 }
 
+/// The words for all states, as [`Health::word`] gives them.
+pub const WORDS: [&str; 9] =
+    ["unknown", "converged", "degraded", "on_last_good", "failing", "requested", "granted", "draining", "handed_over"];
+
 /// An open reimage request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {

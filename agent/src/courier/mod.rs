@@ -11,6 +11,7 @@ mod deliver;
 mod endpoint;
 pub mod fetch;
 mod http;
+mod metrics;
 mod pull;
 mod pulls;
 mod queue;
@@ -96,6 +97,7 @@ pub async fn run_with(settings: &Settings, exe: &Path, shutdown: impl Future<Out
     // What may be broken off at any time: pulls, and waiting for the endpoint.
     let mut waits = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let mut metrics = pin!(metrics::serve(settings));
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 3);
     tell(&[NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "the courier is ready");
@@ -111,6 +113,7 @@ pub async fn run_with(settings: &Settings, exe: &Path, shutdown: impl Future<Out
             () = &mut shutdown => break,
             Some(ended) = calls.join_next(), if !calls.is_empty() => Some(ended),
             Some(ended) = waits.join_next(), if !waits.is_empty() => Some(ended),
+            never = &mut metrics => match never {},
             () = changed.notified() => None,
             () = tokio::time::sleep_until(wake) => None,
         };

@@ -13,6 +13,7 @@ pub mod fanotify;
 pub mod filesystems;
 pub mod packages;
 pub mod process;
+pub mod publish;
 pub mod root;
 pub mod selinux;
 pub mod stage;

@@ -6,4 +6,5 @@ mod delivery;
 mod endpoint;
 mod fetching;
 mod hub;
+mod metrics;
 mod support;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rekindle::config::{ConvergeSettings, HealthSettings, Mode, Paths, Settings, WebhookSettings};
+use rekindle::config::{ConvergeSettings, HealthSettings, MetricsSettings, Mode, Paths, Settings, WebhookSettings};
 use rekindle::resource::{Kind, ResourceId};
 use rekindle::spool::{Alert, AlertResource, Enqueued, Event, Outgoing, OutgoingBody, ReimageCall, Spool};
 use tempfile::TempDir;
@@ -111,7 +111,7 @@ impl Host {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths { root: dir.path().into(), state: dir.path().join("state"), runtime: dir.path().join("run") };
-        for path in [paths.outbox(), paths.inbox(), paths.courier()] {
+        for path in [paths.outbox(), paths.inbox(), paths.courier(), paths.runtime.clone()] {
             std::fs::create_dir_all(path).unwrap();
         }
         let settings = Settings {
@@ -122,6 +122,7 @@ impl Host {
             health: HealthSettings::default(),
             reimage: None,
             webhooks: vec![],
+            metrics: MetricsSettings::default(),
             paths,
         };
         Self { dir, settings }
