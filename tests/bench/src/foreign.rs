@@ -179,7 +179,8 @@ pub fn read_main() -> Result<()> {
     let mut n_reads = 0_u64;
     let started = clock::now()?;
     loop {
-        let due = u128::from(spec.per_second) * between(started, clock::now()?).as_millis() / 1000;
+        // The first at once.
+        let due = 1 + u128::from(spec.per_second) * between(started, clock::now()?).as_millis() / 1000;
         while u128::from(n_reads) < due {
             let path = paths.next().context("nothing to read")?;
             drop(std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?);
