@@ -10,6 +10,7 @@ pub mod control;
 mod effects;
 mod escalate;
 mod fights;
+mod first;
 mod guarding;
 mod intake;
 pub mod metrics;
@@ -76,6 +77,8 @@ enum Event {
     Publish,
     /// A pause ends or is to be announced.
     Wake,
+    /// The first look takes too long to wait for.
+    FirstOverdue,
     /// systemd wants a sign of life.
     Watchdog,
     /// SIGHUP: read the configuration again.
@@ -158,7 +161,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         live,
         busy_since: None,
         wake: None,
-        ready: false,
+        first_by: Some(Instant::now() + LONGEST_FIRST_LOOK),
         has_policy: false,
         sessions: JoinSet::new(),
         contested: BTreeSet::new(),
@@ -207,6 +210,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
             () = sleep_until(due) => Event::Due,
             () = sleep_until(publish) => Event::Publish,
             () = sleep_until(wake) => Event::Wake,
+            () = sleep_until(state.first_by) => Event::FirstOverdue,
             () = tick(&mut watchdog) => Event::Watchdog,
         };
         if state.take(event)? == Flow::Stop {
@@ -283,7 +287,8 @@ struct Loop {
     schedule: Schedule,
     busy_since: Option<Instant>,
     wake: Option<Timestamp>,
-    ready: bool,
+    /// Until when the first look is waited for; `None` once the agent is ready.
+    first_by: Option<Instant>,
     has_policy: bool,
     sessions: JoinSet<()>,
     contested: BTreeSet<ResourceId>,
@@ -292,6 +297,10 @@ struct Loop {
     is_publishing: Arc<AtomicBool>,
     degraded: BTreeSet<String>,
 }
+
+/// Then the agent is ready even if the first look is not over: one file system that does not answer must not keep systemd from
+/// starting the guard of all others.
+const LONGEST_FIRST_LOOK: Duration = Duration::from_secs(30);
 
 /// A run that takes longer than this is stuck: the watchdog is no longer fed. Package transactions end themselves sooner.
 const LONGEST_RUN: Duration = Duration::from_secs(2 * 3600);
@@ -325,6 +334,11 @@ impl Loop {
             Event::Inbox => self.send(Task::Inbox)?,
             Event::Worker(event) => self.take_worker_event(event, now)?,
             Event::Control(stream) => self.take_session(stream),
+            Event::FirstOverdue => {
+                warn!("the first look is not over yet; the agent is ready without it");
+                self.be_ready();
+                self.start_due_run(now)?;
+            }
             Event::Watchdog => {
                 if self.busy_since.is_none_or(|since| now.duration_since(since) < LONGEST_RUN) {
                     notify_systemd(&[sd_notify::NotifyState::Watchdog]);
@@ -402,7 +416,7 @@ impl Loop {
 
     /// Starts the run that is due, unless one is under way: what comes meanwhile is coalesced by the schedule.
     fn start_due_run(&mut self, now: Instant) -> anyhow::Result<()> {
-        if !self.has_policy {
+        if !self.may_run() {
             return Ok(());
         }
         match self.schedule.next(now) {
@@ -423,7 +437,7 @@ impl Loop {
 
     fn due(&self) -> Option<Instant> {
         let now = Instant::now();
-        let run = if self.has_policy { self.schedule.due(now) } else { None };
+        let run = if self.may_run() { self.schedule.due(now) } else { None };
         run.into_iter().chain(self.schedule.fights_change_at(now)).min()
     }
 
@@ -468,10 +482,14 @@ impl Loop {
         self.tasks.send(task).map_err(|_gone| anyhow::anyhow!("the worker thread is gone"))
     }
 
-    /// Watches are armed and the policy is loaded: the first look at everything comes next.
+    /// Whether there is a policy, and the first look is over.
+    fn may_run(&self) -> bool {
+        self.has_policy && self.first_by.is_none()
+    }
+
+    /// Watches are armed, the policy is loaded and paths have been put right: the first look at everything comes next.
     fn be_ready(&mut self) {
-        if !self.ready {
-            self.ready = true;
+        if self.first_by.take().is_some() {
             notify_systemd(&[sd_notify::NotifyState::Ready]);
         }
         self.say_status();

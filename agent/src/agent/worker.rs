@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -93,6 +94,18 @@ pub enum Event {
     /// A run was asked for and could not be made: no policy is in force any more, or the lock cannot be used.
     Idle,
 }
+
+/// Which run it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The one before the agent is ready: of paths alone, and it waits for nobody.
+    First,
+    /// Any other.
+    Ordinary,
+}
+
+/// How long the first run waits for another process that runs.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What both threads see.
 #[derive(Debug)]
@@ -201,6 +214,7 @@ impl Worker {
         self.load_policy();
         self.read_inbox();
         self.announce(AlertEvent::AgentStarted, format!("rekindle {} started", env!("CARGO_PKG_VERSION")));
+        self.look_first();
         self.tell(Event::RunEverything);
         self.publish();
         while let Ok(task) = tasks.recv() {
@@ -294,7 +308,7 @@ impl Worker {
         };
         self.shared.status().activity = "converging".to_owned();
         let permit = self.guard.permit();
-        let report = self.converge_under_lock(&in_force, scope, held);
+        let report = self.converge_under_lock(&in_force, scope, held, Turn::Ordinary);
         if let Ok(report) = &report {
             self.arm_guard(permit, &in_force, report);
             if report.full {
@@ -316,13 +330,17 @@ impl Worker {
         }
     }
 
-    fn converge_under_lock(
+    pub(super) fn converge_under_lock(
         &mut self,
         in_force: &InForce,
         scope: Scope,
         held: &BTreeMap<ResourceId, String>,
+        turn: Turn,
     ) -> anyhow::Result<RunReport> {
-        let _lock = RunLock::wait(&self.settings.paths.runtime, "agent")?;
+        let _lock = match turn {
+            Turn::First => RunLock::acquire(&self.settings.paths.runtime, "agent", FIRST_PATIENCE)?,
+            Turn::Ordinary => RunLock::wait(&self.settings.paths.runtime, "agent")?,
+        };
         let now = Timestamp::now();
         let pauses = self.record.pauses(now)?;
         self.note_pauses(&pauses, now);
@@ -332,6 +350,7 @@ impl Worker {
                 .find(|p| p.only.is_empty() || p.only.contains(id))
                 .map(|p| format!("paused until {:.0} by {}: {}", p.until, p.by, p.reason))
                 .or_else(|| held.get(id).cloned())
+                .or_else(|| (turn == Turn::First && !converge::is_path(id.kind)).then(|| "the agent starts".to_owned()))
         };
         let cause = if self.revisions.settled.as_ref() == Some(in_force.state.revision()) {
             Cause::Drift
@@ -354,7 +373,7 @@ impl Worker {
         Ok(converge::converge(&mut context, &request))
     }
 
-    fn take_report(&mut self, report: &RunReport) {
+    pub(super) fn take_report(&mut self, report: &RunReport) {
         let now = Timestamp::now();
         let fresh = self.update_verdicts(report);
         self.debts.clone_from(&report.debts);

@@ -14,10 +14,12 @@ use crate::record::Record;
 use crate::resource::{ResourceId, Snapshot, Verdict, chain};
 
 mod apply;
+mod first;
 pub mod health;
 pub mod plan;
 pub mod report;
 
+pub use first::{free_paths, is_path};
 pub use plan::Plan;
 pub use report::{Cause, DebtReport, Outcome, ResourceReport, RunReport, Scope};
 

@@ -259,3 +259,24 @@ fn a_unit_that_came_with_an_earlier_step_is_found_and_one_that_did_not_is_named(
     let report = world.converge(&desired(vec![a_service("none", None, Some(Stopped))]));
     assert_eq!(outcomes(&report), ["unchanged service[none]"]);
 }
+
+#[test]
+fn free_paths_wait_for_nobody_who_is_out_of_sync() {
+    let mut world = World::new();
+    let desired = desired(vec![
+        a_package("there"),
+        a_package("missing"),
+        a_file("/free", "x"),
+        a_file("/of-there", "x").requires(Kind::Package, "there"),
+        a_directory("/of-missing").requires(Kind::Package, "missing"),
+        a_file("/of-missing/below", "x").requires(Kind::Directory, "/of-missing"),
+        a_symlink("/below-free", "free").requires(Kind::File, "/free"),
+    ]);
+    world.fakes.packages.add_available("there", "1.0");
+    let installed = a_package("there");
+    assert!(world.converge(&self::desired(vec![installed])).converged());
+    let free: Vec<String> =
+        crate::converge::free_paths(&world.host, &desired).into_iter().map(|id| id.to_string()).collect();
+    assert_eq!(free, ["file[/free]", "file[/of-there]", "symlink[/below-free]"]);
+    assert!(!world.path("/free").exists(), "nothing is changed by asking");
+}
