@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::publish::Verdict;
 use super::revisions::InForce;
 use super::worker::Worker;
 use crate::config::Mode;
@@ -46,13 +45,13 @@ impl Worker {
             return None;
         }
         // Whoever cannot be looked up now is left to ordinary runs, which say why.
-        let names = Names::resolve(&self.host, snapshot, &spec.owner, &spec.group).ok()?;
+        let names = Names::resolve(&self.host, snapshot, &spec.ownership).ok()?;
         Some(Declared {
             resource: resource.id.clone(),
             path: file.path.clone(),
             spec: spec.clone(),
             names,
-            notifies: resource.notifies.clone(),
+            notifies: resource.notifies.to_vec(),
         })
     }
 
@@ -70,9 +69,7 @@ impl Worker {
         }
         let resources: BTreeSet<&ResourceId> = repairs.iter().map(|repaired| &repaired.resource).collect();
         for resource in resources {
-            if let Some(verdict) = self.verdicts.get_mut(resource) {
-                *verdict = Verdict::InSync;
-            }
+            self.verdicts.put_back(resource);
         }
         let steps: Vec<i64> = repairs.iter().filter_map(|repaired| repaired.step).collect();
         self.note_told(&steps);

@@ -5,6 +5,7 @@ use tracing::{info, warn};
 
 use super::random_id;
 use super::revisions::{self, Consideration, InForce};
+use super::verdicts::Verdicts;
 use super::worker::{Event, Worker};
 use crate::converge::health::{Answer, Input};
 use crate::host;
@@ -37,7 +38,7 @@ impl Worker {
         self.guard.disarm();
         let revision = in_force.state.revision().clone();
         info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
-        self.verdicts.clear();
+        self.verdicts = Verdicts::default();
         self.debts.clear();
         let (health, effects) =
             self.health.clone().next(Input::NewRevision(&revision), &self.settings.health, Timestamp::now(), random_id);

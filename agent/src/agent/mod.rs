@@ -19,6 +19,7 @@ mod publish;
 pub mod revisions;
 mod scanning;
 pub mod status;
+mod verdicts;
 pub mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,51 +1,15 @@
 //! From what the worker knows to what `rekindle status` shows.
 
-use std::collections::BTreeSet;
-
 use super::status::{Counts, FailureStatus, HealthStatus, LastRun, PauseStatus, PolicyStatus};
+use super::verdicts::Verdict;
 use super::worker::Worker;
 use crate::config;
+use crate::converge::RunReport;
 use crate::converge::health::Health;
-use crate::converge::{Outcome, RunReport};
 use crate::record::Pause;
-use crate::resource::ResourceId;
 use crate::spool;
 
-/// The last verdict on a resource.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
-    InSync,
-    Left(String),
-    Failed(String),
-    Indeterminate(String),
-    Skipped(String),
-}
-
 impl Worker {
-    /// Brings the table of verdicts up to date; returns the resources whose drift is newly left alone.
-    pub(super) fn update_verdicts(&mut self, report: &RunReport) -> Vec<ResourceId> {
-        let mut fresh = Vec::new();
-        if report.full && !report.interrupted {
-            let seen: BTreeSet<&ResourceId> = report.resources.iter().map(|r| &r.resource).collect();
-            self.verdicts.retain(|id, _| seen.contains(id));
-        }
-        for entry in &report.resources {
-            let verdict = match &entry.outcome {
-                Outcome::Unchanged | Outcome::Changed { .. } => Verdict::InSync,
-                Outcome::Reported { why, .. } => Verdict::Left(why.clone()),
-                Outcome::Failed { error, .. } => Verdict::Failed(error.clone()),
-                Outcome::Indeterminate { reason } => Verdict::Indeterminate(reason.clone()),
-                Outcome::Skipped { blocked_by } => Verdict::Skipped(format!("blocked by {blocked_by}")),
-            };
-            let was_left = matches!(self.verdicts.get(&entry.resource), Some(Verdict::Left(_)));
-            if matches!(verdict, Verdict::Left(_)) && !was_left {
-                fresh.push(entry.resource.clone());
-            }
-            self.verdicts.insert(entry.resource.clone(), verdict);
-        }
-        fresh
-    }
-
     /// Publishes the status.
     pub(super) fn publish(&self) {
         let mut status = self.shared.status();
@@ -66,12 +30,9 @@ impl Worker {
         let mut counts =
             Counts { total: self.in_force.as_ref().map_or(0, |p| p.state.resources().len()), ..Counts::default() };
         status.out_of_sync.clear();
-        for (id, verdict) in &self.verdicts {
+        counts.in_sync = self.verdicts.n_in_sync(counts.total);
+        for (id, verdict) in self.verdicts.out_of_sync() {
             let (count, why) = match verdict {
-                Verdict::InSync => {
-                    counts.in_sync += 1;
-                    continue;
-                }
                 Verdict::Left(why) => (&mut counts.drifted, format!("drifted, left: {why}")),
                 Verdict::Failed(error) => (&mut counts.failed, format!("failed: {error}")),
                 Verdict::Indeterminate(why) => (&mut counts.indeterminate, format!("could not be told: {why}")),

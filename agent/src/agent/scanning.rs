@@ -35,9 +35,7 @@ impl Worker {
     fn ids(&self, resource: &Resource, snapshot: &mut Snapshot) -> Names {
         match &resource.desired {
             Desired::File(file) => match &file.ensure {
-                Ensure::Present(spec) => {
-                    Names::resolve(&self.host, snapshot, &spec.owner, &spec.group).unwrap_or_default()
-                }
+                Ensure::Present(spec) => Names::resolve(&self.host, snapshot, &spec.ownership).unwrap_or_default(),
                 Ensure::Absent => Names::default(),
             },
             Desired::Directory(_)

@@ -17,11 +17,11 @@ use tracing::{error, info, warn};
 use super::alerts::Speaker;
 use super::fights::Fights;
 use super::metrics::numbers::{self, Numbers};
-use super::publish::Verdict;
 use super::random_id;
 use super::revisions::{InForce, Revisions};
 use super::scanning::Scanned;
 use super::status::Status;
+use super::verdicts::Verdicts;
 use crate::config::{self, Settings};
 use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
@@ -141,7 +141,7 @@ pub struct Worker {
     pub(super) in_force: Option<InForce>,
     pub(super) revisions: Revisions,
     pub(super) health: Health,
-    pub(super) verdicts: BTreeMap<ResourceId, Verdict>,
+    pub(super) verdicts: Verdicts,
     pub(super) n_repairs: u64,
     pub(super) known_pauses: BTreeMap<i64, Pause>,
     pub(super) announced_pauses: BTreeSet<i64>,
@@ -194,7 +194,7 @@ impl Worker {
             in_force: None,
             revisions,
             health,
-            verdicts: BTreeMap::new(),
+            verdicts: Verdicts::default(),
             n_repairs: 0,
             known_pauses: BTreeMap::new(),
             announced_pauses: BTreeSet::new(),
@@ -375,7 +375,7 @@ impl Worker {
 
     pub(super) fn take_report(&mut self, report: &RunReport) {
         let now = Timestamp::now();
-        let fresh = self.update_verdicts(report);
+        let fresh = self.verdicts.update(report);
         self.debts.clone_from(&report.debts);
         let speaker = self.speaker();
         let repaired = speaker.repaired(report, now);

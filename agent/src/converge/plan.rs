@@ -102,7 +102,7 @@ impl Plan {
                     action: drift.action,
                     changes: drift.changes,
                     source,
-                    owes: resource.notifies.clone(),
+                    owes: resource.notifies.to_vec(),
                     held,
                 }),
             }

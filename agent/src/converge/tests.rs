@@ -19,6 +19,7 @@ use super::*;
 use crate::host::Host;
 use crate::host::fake::{self, Fakes};
 use crate::policy::Revision;
+use crate::resource::place::Ownership;
 use crate::resource::{
     AbsPath, Desired, Ensure, GroupName, Kind, Mode as Permission, Notify, OnDrift, PackageName, Principal, Resource,
     SourceLocation, UnitName, UserName, directory, file, group, package, service, symlink, user,
@@ -136,12 +137,10 @@ fn resource(kind: Kind, name: &str, desired: Desired) -> Resource {
     Resource {
         id: ResourceId::new(kind, name),
         desired,
-        requires: Vec::new(),
-        notifies: Vec::new(),
+        requires: Box::default(),
+        notifies: Box::default(),
         on_drift: OnDrift::Repair,
-        description: None,
-        owner: None,
-        tags: Vec::new(),
+        notes: None,
         source: SourceLocation { file: "policy.toml".into(), line: 3, column: 1 },
     }
 }
@@ -155,12 +154,12 @@ trait Also {
 
 impl Also for Resource {
     fn requires(mut self, kind: Kind, name: &str) -> Self {
-        self.requires.push(ResourceId::new(kind, name));
+        self.requires = self.requires.into_iter().chain([ResourceId::new(kind, name)]).collect();
         self
     }
 
     fn notifies(mut self, notify: Notify, unit: &str) -> Self {
-        self.notifies.push((notify, UnitName::new(unit).unwrap()));
+        self.notifies = self.notifies.into_iter().chain([(notify, UnitName::new(unit).unwrap())]).collect();
         self
     }
 
@@ -177,9 +176,11 @@ fn abs(path: &str) -> AbsPath {
 fn file_spec(content: &str) -> file::Spec {
     file::Spec {
         content: Arc::from(content.as_bytes()),
-        owner: Principal::Agent,
-        group: Principal::Agent,
-        mode: Permission::from_bits(0o644),
+        ownership: Arc::new(Ownership {
+            owner: Principal::Agent,
+            group: Principal::Agent,
+            mode: Permission::from_bits(0o644),
+        }),
     }
 }
 
@@ -193,8 +194,8 @@ fn no_file(path: &str) -> Resource {
 }
 
 fn a_directory(path: &str) -> Resource {
-    let spec = directory::Spec { owner: Principal::Agent, group: Principal::Agent, mode: Permission::from_bits(0o750) };
-    let desired = directory::Desired { path: abs(path), ensure: Ensure::Present(spec) };
+    let spec = Ownership { owner: Principal::Agent, group: Principal::Agent, mode: Permission::from_bits(0o750) };
+    let desired = directory::Desired { path: abs(path), ensure: Ensure::Present(Arc::new(spec)) };
     resource(Kind::Directory, path, Desired::Directory(desired))
 }
 
@@ -241,12 +242,12 @@ fn user_spec() -> user::Spec {
 
 fn a_user(name: &str, spec: user::Spec) -> Resource {
     let desired = user::Desired { name: UserName::new(name).unwrap(), ensure: Ensure::Present(spec) };
-    resource(Kind::User, name, Desired::User(desired))
+    resource(Kind::User, name, Desired::User(Box::new(desired)))
 }
 
 fn no_user(name: &str) -> Resource {
     let desired = user::Desired { name: UserName::new(name).unwrap(), ensure: Ensure::Absent };
-    resource(Kind::User, name, Desired::User(desired))
+    resource(Kind::User, name, Desired::User(Box::new(desired)))
 }
 
 fn a_service(name: &str, enabled: Option<service::Enablement>, state: Option<service::RunState>) -> Resource {

@@ -64,7 +64,7 @@ impl Plan {
         let Some(Place { directory, stage }) = file.path.parent().and_then(|parent| self.place(stages, parent)) else {
             return;
         };
-        let permissions = Permissions { uid, gid, mode: file.spec.mode };
+        let permissions = Permissions { uid, gid, mode: file.spec.ownership.mode };
         let label: Option<Arc<str>> = match stages.root().label_of_successor(&file.path) {
             Ok(label) => label.map(Arc::from),
             Err(error) => {
@@ -120,7 +120,8 @@ impl Plan {
         let content =
             self.digests.entry((content.as_ptr(), content.len())).or_insert_with(|| Arc::from(digest(content)));
         let Permissions { uid, gid, mode } = permissions;
-        let mut text = format!("{content} {uid} {gid} {mode} {} {}", file.spec.owner, file.spec.group);
+        let mut text =
+            format!("{content} {uid} {gid} {mode} {} {}", file.spec.ownership.owner, file.spec.ownership.group);
         text.extend(label);
         if !file.notifies.is_empty() {
             text.push_str(&file.resource.to_string());

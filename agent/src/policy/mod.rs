@@ -3,7 +3,6 @@
 //! This module never looks at the host: facts come in as a value, and nothing here opens a path outside the policy.
 //! The chain is `Candidate → Verified → DesiredState`, each made by exactly one function.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use crate::resource::{Resource, ResourceId};
@@ -51,15 +50,19 @@ impl fmt::Display for Revision {
 pub struct DesiredState {
     revision: Revision,
     name: String,
-    resources: Vec<Resource>,
-    index: HashMap<ResourceId, usize>,
+    resources: Box<[Resource]>,
+    /// Indices into `resources`, in order of id. Searching costs a microsecond; a hash table would cost as much memory as
+    /// the resources of a long policy.
+    by_id: Box<[u32]>,
 }
 
 impl DesiredState {
     /// Called by [`compile`] alone, with resources in an order in which every requirement comes first.
     pub(crate) fn new(revision: Revision, name: String, resources: Vec<Resource>) -> Self {
-        let index = resources.iter().enumerate().map(|(i, r)| (r.id.clone(), i)).collect();
-        Self { revision, name, resources, index }
+        let mut by_id: Box<[u32]> =
+            (0..u32::try_from(resources.len()).expect("a policy has bounded resources")).collect();
+        by_id.sort_unstable_by_key(|i| id_at(&resources, *i));
+        Self { revision, name, resources: resources.into_boxed_slice(), by_id }
     }
 
     /// The revision that this was compiled from.
@@ -79,6 +82,11 @@ impl DesiredState {
 
     /// One resource.
     pub fn get(&self, id: &ResourceId) -> Option<&Resource> {
-        self.index.get(id).and_then(|i| self.resources.get(*i))
+        let found = self.by_id.binary_search_by_key(&Some(id), |i| id_at(&self.resources, *i)).ok()?;
+        self.resources.get(usize::try_from(*self.by_id.get(found)?).ok()?)
     }
+}
+
+fn id_at(resources: &[Resource], index: u32) -> Option<&ResourceId> {
+    resources.get(usize::try_from(index).ok()?).map(|resource| &resource.id)
 }

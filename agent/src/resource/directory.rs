@@ -2,8 +2,10 @@
 //!
 //! Only an empty directory is ever removed. Something else at the path is kept as a backup and replaced.
 
-use super::place::{self, Node, Observed, Wanted};
-use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Mode, Names, Observation, Principal, Verdict};
+use std::sync::Arc;
+
+use super::place::{self, Node, Observed, Ownership};
+use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Names, Observation, Verdict};
 use crate::host::root::Root;
 
 /// What a directory should be.
@@ -15,22 +17,8 @@ pub struct Desired {
     pub ensure: Ensure<Spec>,
 }
 
-/// The specification of a present directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spec {
-    /// Owner; [`Principal::Agent`] when the policy names none.
-    pub owner: Principal,
-    /// Group; [`Principal::Agent`] when the policy names none.
-    pub group: Principal,
-    /// Permission bits; `0755` when the policy names none.
-    pub mode: Mode,
-}
-
-impl Spec {
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { owner: &self.owner, group: &self.group, mode: self.mode }
-    }
-}
+/// The specification of a present directory. A compiled policy holds equal ones once.
+pub type Spec = Arc<Ownership>;
 
 /// Looks at the path.
 pub fn observe(root: &Root, desired: &Desired) -> Observation<Observed> {
@@ -50,13 +38,13 @@ pub fn diff(
         (Ensure::Absent, Observation::Present(observed)) => Verdict::Drift(place::removal(observed)),
         (Ensure::Present(spec), Observation::Absent) => {
             let mut changes: Vec<Change> = place::parent_changes(missing_parents).collect();
-            changes.extend(place::new_permission_changes(names, &spec.wanted()));
+            changes.extend(place::new_permission_changes(names, spec));
             Verdict::Drift(Drift { action: Action::Create, changes })
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
             let mut changes = Vec::new();
             if observed.node == Node::Directory {
-                place::permission_changes(&mut changes, &observed.metadata, names, &spec.wanted());
+                place::permission_changes(&mut changes, &observed.metadata, names, spec);
             } else {
                 changes.push(Change::value("type", Some(observed.node.describe()), Some("directory".to_owned())));
                 place::flag_change(&mut changes, "", &observed.metadata);
@@ -79,12 +67,12 @@ pub fn apply(
         (Ensure::Absent, Observation::Absent) => Ok(()),
         (Ensure::Absent, Observation::Present(observed)) => place::remove(root, path, observed),
         (Ensure::Present(spec), Observation::Absent) => {
-            let permissions = spec.wanted().permissions(path, names)?;
+            let permissions = spec.permissions(path, names)?;
             place::make_parents(root, path)?;
             root.create_directory(path, permissions).map_err(place::failure("create", path, None))
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
-            let permissions = spec.wanted().permissions(path, names)?;
+            let permissions = spec.permissions(path, names)?;
             if observed.node == Node::Directory {
                 return root.set_permissions(path, permissions).map_err(place::failure(
                     "set the owner and mode of",

@@ -7,8 +7,8 @@
 
 use std::sync::Arc;
 
-use super::place::{self, Node, Observed, Wanted};
-use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Mode, Names, Observation, Principal, Verdict, text};
+use super::place::{self, Node, Observed, Ownership};
+use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Names, Observation, Verdict, text};
 use crate::host::root::Root;
 use crate::host::verify::Entry;
 
@@ -24,20 +24,10 @@ pub struct Desired {
 /// The specification of a present file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// The whole content, already rendered.
+    /// The whole content, already rendered. A compiled policy holds equal contents once.
     pub content: Arc<[u8]>,
-    /// Owner; [`Principal::Agent`] when the policy names none.
-    pub owner: Principal,
-    /// Group; [`Principal::Agent`] when the policy names none.
-    pub group: Principal,
-    /// Permission bits; `0644` when the policy names none.
-    pub mode: Mode,
-}
-
-impl Spec {
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { owner: &self.owner, group: &self.group, mode: self.mode }
-    }
+    /// Owner, group and mode. A compiled policy holds equal ones once.
+    pub ownership: Arc<Ownership>,
 }
 
 impl Desired {
@@ -50,7 +40,7 @@ impl Desired {
             content: Arc::clone(&spec.content),
             uid: names.uid?,
             gid: names.gid?,
-            mode: spec.mode,
+            mode: spec.ownership.mode,
             label: None,
         })
     }
@@ -80,7 +70,7 @@ pub fn diff(
         (Ensure::Present(spec), Observation::Absent) => {
             let mut changes: Vec<Change> = place::parent_changes(missing_parents).collect();
             changes.push(text::content_change("content", None, Some(&spec.content)));
-            changes.extend(place::new_permission_changes(names, &spec.wanted()));
+            changes.extend(place::new_permission_changes(names, &spec.ownership));
             Verdict::Drift(Drift { action: Action::Create, changes })
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
@@ -104,7 +94,7 @@ pub fn diff(
                 }
             }
             if matches!(observed.node, Node::File(_) | Node::Unread) {
-                place::permission_changes(&mut changes, &observed.metadata, names, &spec.wanted());
+                place::permission_changes(&mut changes, &observed.metadata, names, &spec.ownership);
                 let n_links = observed.metadata.n_links;
                 // Another name alone changes nothing here; with a step it is shown, because the step leaves it behind.
                 if n_links > 1 && !changes.is_empty() {
@@ -129,12 +119,12 @@ pub fn apply(
         (Ensure::Absent, Observation::Absent) => Ok(()),
         (Ensure::Absent, Observation::Present(observed)) => place::remove(root, path, observed),
         (Ensure::Present(spec), Observation::Absent) => {
-            let permissions = spec.wanted().permissions(path, names)?;
+            let permissions = spec.ownership.permissions(path, names)?;
             place::make_parents(root, path)?;
             root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
-            let permissions = spec.wanted().permissions(path, names)?;
+            let permissions = spec.ownership.permissions(path, names)?;
             let metadata = Some(&observed.metadata);
             match &observed.node {
                 // Of a file with several names the others are none of ours to change: it is replaced, and they keep what

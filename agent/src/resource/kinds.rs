@@ -46,7 +46,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
         Desired::File(file) => {
             let mut seen = file::observe(root, file);
             if let Ensure::Present(spec) = &file.ensure {
-                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.owner, &spec.group));
+                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.ownership));
                 add_parents(&mut seen, &mut sighting, root, &file.path);
             }
             sighting.observed = Observed::File(seen);
@@ -54,7 +54,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
         Desired::Directory(directory) => {
             let mut seen = directory::observe(root, directory);
             if let Ensure::Present(spec) = &directory.ensure {
-                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.owner, &spec.group));
+                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, spec));
                 add_parents(&mut seen, &mut sighting, root, &directory.path);
             }
             sighting.observed = Observed::Directory(seen);

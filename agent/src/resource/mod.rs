@@ -47,7 +47,7 @@ pub enum Desired {
     /// A symbolic link.
     Symlink(symlink::Desired),
     /// A local user.
-    User(user::Desired),
+    User(Box<user::Desired>),
     /// A local group.
     Group(group::Desired),
     /// A package of the host's package manager.
@@ -89,6 +89,8 @@ pub struct SourceLocation {
 }
 
 /// One managed thing: its desired state and everything the policy says about it.
+///
+/// A policy may hold 100,000 of these, so what few of them have is boxed and what many of them share is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
     /// `kind[name]`.
@@ -96,19 +98,26 @@ pub struct Resource {
     /// What it should be.
     pub desired: Desired,
     /// Resources that must be in sync first: declared ones and automatic edges, without duplicates.
-    pub requires: Vec<ResourceId>,
+    pub requires: Box<[ResourceId]>,
     /// Services owed a restart or reload when this resource changes.
-    pub notifies: Vec<(Notify, UnitName)>,
+    pub notifies: Box<[(Notify, UnitName)]>,
     /// What to do about drift.
     pub on_drift: OnDrift,
-    /// Free text for people.
+    /// What people wrote about it, if anything.
+    pub notes: Option<Box<Notes>>,
+    /// Where it was declared.
+    pub source: SourceLocation,
+}
+
+/// What a policy says about a resource for people. It changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes {
+    /// Free text.
     pub description: Option<String>,
     /// Who answers for it.
     pub owner: Option<String>,
     /// Free words for filters and routing.
     pub tags: Vec<String>,
-    /// Where it was declared.
-    pub source: SourceLocation,
 }
 
 /// What the host shows, with the unknowns kept. Unknown never becomes `Absent`.
@@ -203,5 +212,19 @@ impl Change {
     /// A change between two short values.
     pub fn value(attribute: &str, from: Option<String>, to: Option<String>) -> Self {
         Self { attribute: attribute.to_owned(), detail: ChangeDetail::Value { from, to } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_is_small() {
+        // With 100,000 files every eight bytes here are a megabyte of the agent. What few resources have belongs into a box,
+        // what many have in common behind a shared pointer.
+        assert!(size_of::<ResourceId>() <= 24, "{}", size_of::<ResourceId>());
+        assert!(size_of::<Desired>() <= 48, "{}", size_of::<Desired>());
+        assert!(size_of::<Resource>() <= 144, "{}", size_of::<Resource>());
     }
 }

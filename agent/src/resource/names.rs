@@ -142,14 +142,14 @@ macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Box<str>);
 
         impl $name {
             /// Validates a name.
             pub fn new(text: &str) -> Result<Self, InvalidName> {
                 let check: fn(&str) -> Result<(), &'static str> = $check;
                 check(text).map_err(|why| invalid($what, text, why))?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
 
             /// The name.

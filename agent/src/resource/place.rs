@@ -9,6 +9,17 @@ use crate::host::root::{Extras, FileType, Metadata, Permissions, Root};
 /// The longest content that is read from the host, and so the longest that is kept as a backup.
 pub const MAX_CONTENT: u64 = 16 * 1024 * 1024;
 
+/// Who owns something at a path, and what others may do with it, as the policy names them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Ownership {
+    /// Owner; [`Principal::Agent`] when the policy names none.
+    pub owner: Principal,
+    /// Group; [`Principal::Agent`] when the policy names none.
+    pub group: Principal,
+    /// Permission bits; `0644` for a file and `0755` for a directory when the policy names none.
+    pub mode: Mode,
+}
+
 /// Something at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
@@ -145,12 +156,12 @@ fn check_directory(root: &Root, path: &AbsPath) -> io::Result<()> {
 }
 
 /// Adds a change for each of owner, group and mode that differs, and for whatever grants or refuses more than these.
-pub(super) fn permission_changes(changes: &mut Vec<Change>, metadata: &Metadata, names: Names, wanted: &Wanted<'_>) {
+pub(super) fn permission_changes(changes: &mut Vec<Change>, metadata: &Metadata, names: Names, wanted: &Ownership) {
     if names.uid != Some(metadata.uid) {
-        changes.push(Change::value("owner", Some(metadata.uid.to_string()), Some(label(wanted.owner, names.uid))));
+        changes.push(Change::value("owner", Some(metadata.uid.to_string()), Some(label(&wanted.owner, names.uid))));
     }
     if names.gid != Some(metadata.gid) {
-        changes.push(Change::value("group", Some(metadata.gid.to_string()), Some(label(wanted.group, names.gid))));
+        changes.push(Change::value("group", Some(metadata.gid.to_string()), Some(label(&wanted.group, names.gid))));
     }
     if metadata.mode != wanted.mode {
         changes.push(Change::value("mode", Some(metadata.mode.to_string()), Some(wanted.mode.to_string())));
@@ -182,10 +193,10 @@ pub(super) fn flag_change(changes: &mut Vec<Change>, prefix: &str, metadata: &Me
 }
 
 /// The changes that a new thing's owner, group and mode are.
-pub(super) fn new_permission_changes(names: Names, wanted: &Wanted<'_>) -> [Change; 3] {
+pub(super) fn new_permission_changes(names: Names, wanted: &Ownership) -> [Change; 3] {
     [
-        Change::value("owner", None, Some(label(wanted.owner, names.uid))),
-        Change::value("group", None, Some(label(wanted.group, names.gid))),
+        Change::value("owner", None, Some(label(&wanted.owner, names.uid))),
+        Change::value("group", None, Some(label(&wanted.group, names.gid))),
         Change::value("mode", None, Some(wanted.mode.to_string())),
     ]
 }
@@ -198,22 +209,14 @@ fn label(principal: &Principal, id: Option<u32>) -> String {
     }
 }
 
-/// Owner, group and mode as the policy names them.
-#[derive(Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) owner: &'a Principal,
-    pub(super) group: &'a Principal,
-    pub(super) mode: Mode,
-}
-
-impl Wanted<'_> {
+impl Ownership {
     /// The numeric form, or the error that names who is missing.
     pub(super) fn permissions(&self, path: &AbsPath, names: Names) -> Result<Permissions, ApplyError> {
         let missing =
             |what, name: &Principal| ApplyError::NoSuchPrincipal { path: path.clone(), what, name: name.to_string() };
         Ok(Permissions {
-            uid: names.uid.ok_or_else(|| missing("user", self.owner))?,
-            gid: names.gid.ok_or_else(|| missing("group", self.group))?,
+            uid: names.uid.ok_or_else(|| missing("user", &self.owner))?,
+            gid: names.gid.ok_or_else(|| missing("group", &self.group))?,
             mode: self.mode,
         })
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::place::Ownership;
 use super::{Principal, error};
 use crate::host::Host;
 use crate::host::accounts::AccountDb;
@@ -56,13 +57,13 @@ pub struct Names {
 
 impl Names {
     /// Looks both up. The databases are read only when one of them is a name.
-    pub fn resolve(host: &Host, snapshot: &mut Snapshot, owner: &Principal, group: &Principal) -> Result<Self, String> {
-        let uid = match owner {
+    pub fn resolve(host: &Host, snapshot: &mut Snapshot, ownership: &Ownership) -> Result<Self, String> {
+        let uid = match &ownership.owner {
             Principal::Agent => Some(rustix::process::geteuid().as_raw()),
             Principal::Id(id) => Some(*id),
             Principal::Name(name) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
         };
-        let gid = match group {
+        let gid = match &ownership.group {
             Principal::Agent => Some(rustix::process::getegid().as_raw()),
             Principal::Id(id) => Some(*id),
             Principal::Name(name) => snapshot.accounts(host)?.group(name).map(|g| g.gid),

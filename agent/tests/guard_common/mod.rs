@@ -12,6 +12,7 @@ use rekindle::guard::{Arming, Declared, Guard, Places, Repaired};
 use rekindle::host::root::Root;
 use rekindle::policy::Revision;
 use rekindle::record::Record;
+use rekindle::resource::place::Ownership;
 use rekindle::resource::{AbsPath, Kind, Mode, Names, Notify, Principal, ResourceId, UnitName, file};
 use rekindle::watch::{DirtySet, Hint, Interest, WatchError, Watcher};
 
@@ -200,9 +201,11 @@ pub fn declared(path: &str, content: &str, notifies: &[(Notify, UnitName)]) -> D
         path: AbsPath::new(path).unwrap(),
         spec: file::Spec {
             content: content.as_bytes().into(),
-            owner: Principal::Agent,
-            group: Principal::Agent,
-            mode: Mode::from_bits(0o644),
+            ownership: Arc::new(Ownership {
+                owner: Principal::Agent,
+                group: Principal::Agent,
+                mode: Mode::from_bits(0o644),
+            }),
         },
         names: Names { uid: Some(uid), gid: Some(gid) },
         notifies: notifies.to_vec(),

@@ -83,17 +83,18 @@ fn every_attribute_arrives() {
         panic!("{:?}", file.desired)
     };
     assert_eq!(String::from_utf8_lossy(&spec.content), "web1 debian 80 true\na\nb\n");
-    assert_eq!(spec.owner, Principal::Name("root".to_owned()));
-    assert_eq!(spec.group, Principal::Id(5));
-    assert_eq!(spec.mode, Mode::from_bits(0o600));
+    assert_eq!(spec.ownership.owner, Principal::Name("root".to_owned()));
+    assert_eq!(spec.ownership.group, Principal::Id(5));
+    assert_eq!(spec.ownership.mode, Mode::from_bits(0o600));
     assert_eq!(
         file.notifies.iter().map(|(n, u)| (*n, u.as_str())).collect::<Vec<_>>(),
         [(Notify::Restart, "ssh.service")]
     );
     assert_eq!(file.on_drift, OnDrift::Reimage);
-    assert_eq!((file.description.as_deref(), file.owner.as_deref()), (Some("d"), None));
-    assert_eq!(file.tags, ["t"]);
+    let notes = file.notes.as_deref().unwrap();
+    assert_eq!((notes.description.as_deref(), notes.owner.as_deref()), (Some("d"), None));
+    assert_eq!(notes.tags, ["t"]);
     assert_eq!((&*file.source.file, file.source.line, file.source.column), ("policy.toml", 9, 7));
     let user = compiled.state.get(&"user[deploy]".parse().unwrap()).unwrap();
-    assert_eq!(user.owner.as_deref(), Some("ops"));
+    assert_eq!(user.notes.as_ref().unwrap().owner.as_deref(), Some("ops"));
 }

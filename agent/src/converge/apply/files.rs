@@ -72,7 +72,7 @@ impl<'a> Run<'a, '_> {
         };
         let Ensure::Present(spec) = &file.ensure else { return None };
         // With the same view of the accounts as the rest of the run. Whoever cannot be told now is told of there.
-        let names = Names::resolve(self.context.host, &mut self.snapshot, &spec.owner, &spec.group).ok()?;
+        let names = Names::resolve(self.context.host, &mut self.snapshot, &spec.ownership).ok()?;
         Some(File { id: &resource.id, entry: file.entry(names)? })
     }
 }

@@ -60,7 +60,7 @@ fn policy() -> impl Strategy<Value = Vec<Resource>> {
             let parent = Path::new(&*resource.id.name).parent().unwrap().display().to_string();
             let parent = ResourceId::new(Kind::Directory, parent);
             if resources.iter().any(|r| r.id == parent) {
-                resource.requires.push(parent);
+                resource.requires = Box::new([parent]);
             }
             resources.push(resource);
         }

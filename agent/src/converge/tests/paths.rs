@@ -143,7 +143,7 @@ pub(super) fn links_point_where_they_should() {
 #[test]
 fn an_owner_that_is_not_there_is_named() {
     let mut spec = file_spec("new\n");
-    spec.owner = Principal::Name("nobody-here".to_owned());
+    Arc::make_mut(&mut spec.ownership).owner = Principal::Name("nobody-here".to_owned());
     let path = abs("/f");
     let resource = resource(Kind::File, "/f", Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }));
     let Checked { world, report } = check(|_| {}, resource, "failed");
@@ -160,8 +160,8 @@ fn a_plan_reads_well() {
     chmod(&world, "/etc/motd", 0o600);
     let mut motd = a_file("/etc/motd", "new\nsame\n").notifies(Notify::Reload, "ssh.service");
     if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &mut motd.desired {
-        spec.owner = Principal::Id(0);
-        spec.group = Principal::Id(0);
+        Arc::make_mut(&mut spec.ownership).owner = Principal::Id(0);
+        Arc::make_mut(&mut spec.ownership).group = Principal::Id(0);
     }
     let desired = desired(vec![
         motd,

@@ -151,7 +151,7 @@ fn unreadable_databases_are_unknown_and_nothing_is_done() {
     check(&mut world, a_group("ops", None), "indeterminate", &[]);
     let mut owned = a_file("/f", "x");
     if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &mut owned.desired {
-        spec.owner = Principal::Name("deploy".to_owned());
+        Arc::make_mut(&mut spec.ownership).owner = Principal::Name("deploy".to_owned());
     }
     check(&mut world, owned, "indeterminate", &[]);
     assert!(!world.path("/f").exists());

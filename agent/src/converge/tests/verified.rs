@@ -67,7 +67,7 @@ fn an_owner_that_the_run_makes_first_counts_from_then_on() {
     let mut resources = vec![a_group("app", Some(4321))];
     resources.extend(files("/d").into_iter().map(|mut file| {
         if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &mut file.desired {
-            spec.group = Principal::Name("app".to_owned());
+            std::sync::Arc::make_mut(&mut spec.ownership).group = Principal::Name("app".to_owned());
         }
         file.requires(Kind::Group, "app")
     }));

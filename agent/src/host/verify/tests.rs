@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, IFlags, XattrFlags};
 
 use super::*;
+use crate::resource::place::Ownership;
 use crate::resource::{Ensure, Names, Principal, Verdict, file};
 
 const METHODS: [Method; 4] =
@@ -418,9 +419,11 @@ proptest! {
         for (entry, answer) in entries.iter().zip(answers) {
             let spec = file::Spec {
                 content: Arc::clone(&entry.content),
-                owner: Principal::Agent,
-                group: Principal::Agent,
-                mode: entry.mode,
+                ownership: Arc::new(Ownership {
+                    owner: Principal::Agent,
+                    group: Principal::Agent,
+                    mode: entry.mode,
+                }),
             };
             let desired = file::Desired { path: entry.path.clone(), ensure: Ensure::Present(spec) };
             let names = Names { uid: Some(entry.uid), gid: Some(entry.gid) };

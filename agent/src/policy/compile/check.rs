@@ -10,7 +10,7 @@ use super::lower::Lowered;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::facts::HostView;
 use crate::policy::schema::closest;
-use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file, service, user};
+use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file, service};
 
 mod lockout;
 
@@ -395,19 +395,20 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         let mut named: Vec<Named<'_>> = Vec::new();
         match &lowered.desired {
             Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) => {
-                named.extend(owners(Some(&spec.owner), Some(&spec.group)));
+                named.extend(owners(Some(&spec.ownership.owner), Some(&spec.ownership.group)));
             }
             Desired::Directory(directory::Desired { ensure: Ensure::Present(spec), .. }) => {
                 named.extend(owners(Some(&spec.owner), Some(&spec.group)));
             }
-            Desired::User(user::Desired { ensure: Ensure::Present(spec), .. }) => {
-                named.extend(owners(None, spec.group.as_ref()));
-                let groups = spec.groups.iter();
-                named.extend(groups.map(|g| Named { kind: Kind::Group, name: g.as_str(), attribute: "groups" }));
+            Desired::User(user) => {
+                if let Ensure::Present(spec) = &user.ensure {
+                    named.extend(owners(None, spec.group.as_ref()));
+                    let groups = spec.groups.iter();
+                    named.extend(groups.map(|g| Named { kind: Kind::Group, name: g.as_str(), attribute: "groups" }));
+                }
             }
             Desired::File(_)
             | Desired::Directory(_)
-            | Desired::User(_)
             | Desired::Symlink(_)
             | Desired::Group(_)
             | Desired::Package(_)

@@ -7,12 +7,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::load::{Declaration, missing_file, resource_id};
+use super::shared::Shared;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
+use crate::resource::place::Ownership;
 use crate::resource::{
-    AbsPath, Desired, Ensure, GroupName, Kind, Mode, Notify, OnDrift, PackageName, Principal, ResourceId, UnitName,
-    UserName, directory, file, group, package, service, symlink, user,
+    AbsPath, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal, ResourceId,
+    UnitName, UserName, directory, file, group, package, service, symlink, user,
 };
 
 /// One declaration with its own mistakes sorted out.
@@ -23,22 +25,21 @@ pub(super) struct Lowered {
     pub(super) requires: Vec<(ResourceId, Place)>,
     pub(super) notifies: Vec<(Notify, UnitName)>,
     pub(super) on_drift: OnDrift,
-    pub(super) description: Option<String>,
-    pub(super) owner: Option<String>,
-    pub(super) tags: Vec<String>,
+    pub(super) notes: Option<Box<Notes>>,
 }
 
 /// Gives a declaration its meaning. `None` after an error that was reported.
-pub(super) fn lower(
-    declaration: &Declaration<'_>,
+pub(super) fn lower<'v>(
+    declaration: &Declaration<'v>,
     files: &BTreeMap<String, Vec<u8>>,
     engine: &mut Engine,
+    shared: &mut Shared<'v>,
     out: &mut Diagnostics,
 ) -> Option<Lowered> {
     let id = &declaration.id;
     let fields = &declaration.fields;
     let is_absent = is_absent(declaration, out);
-    let mut reader = Reader { id, name: &declaration.name, fields, files, engine, out };
+    let mut reader = Reader { id, name: &declaration.name, fields, files, engine, shared, out };
     // The common attributes come first, so that their mistakes are reported beside those of the kind.
     let requires = reader.requires();
     let notifies = reader.notifies();
@@ -57,14 +58,17 @@ pub(super) fn lower(
         Some("reimage") => OnDrift::Reimage,
         Some(_) | None => OnDrift::Repair,
     };
+    let notes = Notes {
+        description: fields.text("description").map(|text| text.text.to_owned()),
+        owner: owner.map(|text| text.text.to_owned()),
+        tags: fields.texts("tags").unwrap_or_default().iter().map(|text| text.text.to_owned()).collect(),
+    };
     Some(Lowered {
         desired,
         requires,
         notifies,
         on_drift,
-        description: fields.text("description").map(|text| text.text.to_owned()),
-        owner: owner.map(|text| text.text.to_owned()),
-        tags: fields.texts("tags").unwrap_or_default().iter().map(|text| text.text.to_owned()).collect(),
+        notes: Some(notes).filter(|notes| *notes != Notes::default()).map(Box::new),
     })
 }
 
@@ -91,10 +95,11 @@ struct Reader<'a, 'v> {
     fields: &'a Fields<'v>,
     files: &'a BTreeMap<String, Vec<u8>>,
     engine: &'a mut Engine,
+    shared: &'a mut Shared<'v>,
     out: &'a mut Diagnostics,
 }
 
-impl<'v> Reader<'_, 'v> {
+impl<'a, 'v> Reader<'a, 'v> {
     fn refuse(&mut self, code: &'static str, title: String, at: &Place, expected: &str) {
         self.out.push(Diagnostic::error(code, title).at(at.clone(), "").expected(expected));
     }
@@ -203,9 +208,11 @@ impl<'v> Reader<'_, 'v> {
         let content = self.content();
         let spec = file::Spec {
             content: content.ok()?,
-            owner: owner.ok()?.unwrap_or(Principal::Agent),
-            group: group.ok()?.unwrap_or(Principal::Agent),
-            mode: mode.ok()?,
+            ownership: self.shared.ownership(Ownership {
+                owner: owner.ok()?.unwrap_or(Principal::Agent),
+                group: group.ok()?.unwrap_or(Principal::Agent),
+                mode: mode.ok()?,
+            }),
         };
         Some(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
     }
@@ -233,8 +240,11 @@ impl<'v> Reader<'_, 'v> {
         };
         let Some(text) = self.fields.text(first.name) else { return Err(Reported) };
         match first.name {
-            "content" => Ok(text.text.as_bytes().into()),
-            "source" => self.policy_file(&text, "source").map(Arc::from),
+            "content" => Ok(self.shared.content(text.text.as_bytes())),
+            "source" => {
+                let bytes = self.policy_file(&text, "source")?;
+                Ok(self.shared.source(text.text, bytes))
+            }
             _ => {
                 self.policy_file(&text, "template")?;
                 let rendered = self.engine.render(&text).map_err(|diagnostic| {
@@ -249,12 +259,12 @@ impl<'v> Reader<'_, 'v> {
                             .hint("for an empty file write `content = \"\"`"),
                     );
                 }
-                Ok(rendered)
+                Ok(self.shared.content(&rendered))
             }
         }
     }
 
-    fn policy_file(&mut self, text: &Text<'v>, what: &str) -> Result<&[u8], Reported> {
+    fn policy_file(&mut self, text: &Text<'v>, what: &str) -> Result<&'a [u8], Reported> {
         match self.files.get(text.text) {
             Some(bytes) => Ok(bytes),
             None => {
@@ -272,11 +282,11 @@ impl<'v> Reader<'_, 'v> {
         let owner = self.principal("owner");
         let group = self.principal("group");
         let mode = self.mode(0o755);
-        let spec = directory::Spec {
+        let spec = self.shared.ownership(Ownership {
             owner: owner.ok()?.unwrap_or(Principal::Agent),
             group: group.ok()?.unwrap_or(Principal::Agent),
             mode: mode.ok()?,
-        };
+        });
         Some(Desired::Directory(directory::Desired { path, ensure: Ensure::Present(spec) }))
     }
 
@@ -312,7 +322,7 @@ impl<'v> Reader<'_, 'v> {
     fn user(&mut self, is_absent: bool) -> Option<Desired> {
         let name = UserName::new(&self.id.name).ok()?;
         if is_absent {
-            return Some(Desired::User(user::Desired { name, ensure: Ensure::Absent }));
+            return Some(Desired::User(Box::new(user::Desired { name, ensure: Ensure::Absent })));
         }
         let group = self.principal("group");
         let groups = self.groups();
@@ -334,7 +344,7 @@ impl<'v> Reader<'_, 'v> {
             authorized_keys: authorized_keys.ok()?,
             system: self.fields.boolean("system").unwrap_or(false),
         };
-        Some(Desired::User(user::Desired { name, ensure: Ensure::Present(spec) }))
+        Some(Desired::User(Box::new(user::Desired { name, ensure: Ensure::Present(spec) })))
     }
 
     fn groups(&mut self) -> Result<Vec<GroupName>, Reported> {

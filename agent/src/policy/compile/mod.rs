@@ -27,6 +27,7 @@ mod check;
 mod load;
 mod lower;
 mod order;
+mod shared;
 
 use super::DesiredState;
 use super::diagnostic::{Diagnostic, Diagnostics};
@@ -63,9 +64,10 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
     let mut engine = Engine::new(verified.shared_files(), inputs.facts, inputs.roles, vars);
     let loaded = load::declarations(&documents, &mut engine, &mut out);
 
+    let mut shared = shared::Shared::default();
     let mut resources = Vec::with_capacity(loaded.active.len());
     for declaration in &loaded.active {
-        resources.push(lower::lower(declaration, verified.files(), &mut engine, &mut out));
+        resources.push(lower::lower(declaration, verified.files(), &mut engine, &mut shared, &mut out));
     }
     let graph = check::Graph::new(&loaded, &resources, inputs.host);
     check::check(&graph, &mut out);
@@ -87,11 +89,9 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
             id: declaration.id.clone(),
             desired: lowered.desired,
             requires,
-            notifies: lowered.notifies,
+            notifies: lowered.notifies.into_boxed_slice(),
             on_drift: lowered.on_drift,
-            description: lowered.description,
-            owner: lowered.owner,
-            tags: lowered.tags,
+            notes: lowered.notes,
             source: declaration.name.location(),
         });
     }

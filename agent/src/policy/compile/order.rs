@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::check::Graph;
 use super::load::service_name;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
+use crate::resource::place::Ownership;
 use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, service, user};
 
 /// For each resource what it requires, without duplicates, and why.
@@ -94,14 +95,14 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
     match &lowered.desired {
         Desired::File(file) => {
             let owners = match &file.ensure {
-                Ensure::Present(spec) => Some((&spec.owner, &spec.group)),
+                Ensure::Present(spec) => Some(&*spec.ownership),
                 Ensure::Absent => None,
             };
             path(graph, i, owners, builder);
         }
         Desired::Directory(directory) => {
             let owners = match &directory.ensure {
-                Ensure::Present(spec) => Some((&spec.owner, &spec.group)),
+                Ensure::Present(spec) => Some(&**spec),
                 Ensure::Absent => None,
             };
             path(graph, i, owners, builder);
@@ -157,7 +158,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
     }
 }
 
-fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<(&Principal, &Principal)>, builder: &mut Builder) {
+fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<&Ownership>, builder: &mut Builder) {
     let Some(declaration) = graph.declaration(i) else { return };
     let name = &*declaration.id.name;
     if let Some(parent) = graph.nearest_ancestor(name) {
@@ -169,7 +170,7 @@ fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<(&Principal, &Principal)
             builder.automatic(i, Some(parent), "the directory is above it");
         }
     }
-    let Some((owner, group)) = owners else { return };
+    let Some(Ownership { owner, group, .. }) = owners else { return };
     if let Principal::Name(owner) = owner {
         builder.automatic(i, graph.find(&ResourceId::new(Kind::User, owner.as_str())), "the user owns it");
     }
