@@ -11,7 +11,7 @@ use std::io::{Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, Instant};
 
-use guard_common::{GOOD, Sandbox, declared, id, is_good};
+use guard_common::{GOOD, Sandbox, declared, id, interest, is_good};
 use rekindle::guard::Withdrawn;
 use rekindle::resource::{Action, Notify, UnitName};
 
@@ -192,8 +192,7 @@ fn case_43_a_thousand_files_at_once_are_all_put_back() {
         fs::write(sandbox.at(path), format!("good {path}")).unwrap();
         fs::set_permissions(sandbox.at(path), fs::Permissions::from_mode(0o644)).unwrap();
     }
-    let interests = paths.iter().map(|path| rekindle::watch::Interest { path: (*path).into(), resource: id(path) });
-    sandbox.watcher.set_interests(interests.collect());
+    sandbox.watcher.set_interests(paths.iter().map(|path| interest(path)).collect());
     sandbox.arm_as(paths.iter().map(|path| declared(path, &format!("good {path}"), &[])).collect(), paths.len());
     for path in &paths {
         fs::write(sandbox.at(path), "evil").unwrap();
@@ -203,6 +202,37 @@ fn case_43_a_thousand_files_at_once_are_all_put_back() {
     });
     sandbox.expect_repairs(paths.len());
     assert_eq!(sandbox.history().len(), paths.len());
+}
+
+#[test]
+fn case_46_reloads_in_a_storm_of_drift_miss_nothing_and_leak_nothing() {
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    let kept = || vec![interest("/d/t")];
+    let more: Vec<String> = (0..1000).map(|n| format!("/more{}/t{n}", n % 50)).collect();
+    for n in 0..50 {
+        fs::create_dir_all(sandbox.at(&format!("/more{n}"))).unwrap();
+    }
+    let before = (sandbox.watcher.stats().n_watches, n_descriptors());
+    for n in 0..40 {
+        sandbox.watcher.set_interests(kept().into_iter().chain(more.iter().map(|path| interest(path))).collect());
+        sandbox.expect_ready(1);
+        fs::write(sandbox.at("/d/t"), format!("evil {n}")).unwrap();
+        sandbox.watcher.set_interests(kept());
+        sandbox.expect_good("/d/t");
+    }
+    sandbox.expect_repairs(40);
+    sandbox.expect_ready(1);
+    assert_eq!((sandbox.watcher.stats().n_watches, n_descriptors()), before);
+    assert_eq!(sandbox.hints(), None, "nothing was left to an ordinary run");
+}
+
+/// Open descriptors of this process; other tests of this program run beside this one, so what others hold is left out.
+fn n_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| target.to_string_lossy().contains("/more"))
+        .count()
 }
 
 #[test]

@@ -189,7 +189,7 @@ pub fn id(path: &str) -> ResourceId {
     ResourceId::new(Kind::File, path)
 }
 
-fn interest(path: &str) -> Interest {
+pub fn interest(path: &str) -> Interest {
     Interest { path: path.into(), resource: id(path) }
 }
 
