@@ -29,7 +29,7 @@ use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
-use crate::record::{HistoryFilter, Pause, Record, RunLock};
+use crate::record::{Pause, Record, RunLock};
 use crate::resource::{OnDrift, ResourceId, UnitName, chain};
 use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
 use crate::watch::Interest;
@@ -156,7 +156,6 @@ pub struct Worker {
 /// Keys of small values in the record.
 const KEY_HEALTH: &str = "health";
 const KEY_REVISIONS: &str = "revisions";
-const KEY_ALERTED: &str = "alerted";
 const KEY_BORN: &str = "born_converged";
 
 impl Worker {
@@ -241,21 +240,13 @@ impl Worker {
 
     /// Takes up what an earlier process left: untold repairs, and an open request.
     fn recover(&mut self) {
-        let alerted: i64 = recall(&self.record, KEY_ALERTED).unwrap_or(0);
-        match self.record.history(&HistoryFilter { limit: 1000, ..HistoryFilter::default() }) {
-            Ok(mut entries) => {
-                entries.retain(|e| {
-                    e.id > alerted
-                        && e.cause != Cause::NewRevision
-                        && matches!(e.outcome.as_str(), "changed" | "interrupted")
-                });
-                entries.sort_by_key(|e| e.id);
+        match self.record.untold() {
+            Ok(entries) => {
                 if let Some(alert) = self.speaker().recovered(&entries, Timestamp::now()) {
                     self.enqueue(OutgoingBody::Alert(alert));
                 }
-                if let Some(last) = entries.last() {
-                    self.remember(KEY_ALERTED, &last.id);
-                }
+                let steps: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
+                self.note_told(&steps);
             }
             Err(error) => self.warn(format!("cannot read the history: {}", chain(&error))),
         }
@@ -440,9 +431,8 @@ impl Worker {
 
     /// Steps that an alert in the outbox tells of, or that need none.
     pub(super) fn note_told(&mut self, steps: &[i64]) {
-        let told: i64 = recall(&self.record, KEY_ALERTED).unwrap_or(0);
-        if let Some(last) = steps.iter().max().filter(|last| **last > told) {
-            self.remember(KEY_ALERTED, last);
+        if let Err(error) = self.record.told(steps) {
+            self.warn(format!("cannot record what was told: {}", chain(&error)));
         }
     }
 

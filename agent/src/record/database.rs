@@ -57,6 +57,10 @@ CREATE TABLE pause (
 CREATE TABLE value (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ";
 
+/// Steps that no alert in the outbox tells of yet. Beside the other tables, because a database without it is as good: made when
+/// it is missing, and not known to older versions.
+const UNTOLD: &str = "CREATE TABLE IF NOT EXISTS untold (step INTEGER PRIMARY KEY) STRICT;";
+
 /// Makes a directory and its parents with this mode, unless it exists.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), RecordError> {
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| RecordError::File {
@@ -123,13 +127,14 @@ fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
     let version: i64 =
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read the version"))?;
     if version == VERSION {
+        connection.execute_batch(UNTOLD).map_err(database("make the tables"))?;
         return Ok(true);
     }
     if version != 0 {
         return Ok(false);
     }
     connection
-        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))
+        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {UNTOLD} PRAGMA user_version = {VERSION}; COMMIT;"))
         .map_err(database("make the tables"))?;
     Ok(true)
 }

@@ -165,6 +165,7 @@ impl Record {
                         intent.backup,
                     ])?;
                 ids.push(transaction.last_insert_rowid());
+                note_untold(transaction, run.cause)?;
                 for (notify, unit) in intent.notifies {
                     debts::insert(transaction, *notify, unit, intent.resource, intent.time)?;
                 }
@@ -207,8 +208,12 @@ impl Record {
                 transaction.commit()
             })
             .map_err(database("record the outcome of a step"))?;
-        self.steps_since_pruning =
-            self.steps_since_pruning.saturating_add(u32::try_from(outcomes.len()).unwrap_or(u32::MAX));
+        self.prune_after(outcomes.len())
+    }
+
+    /// Counts steps, and drops old history once in a while.
+    fn prune_after(&mut self, n_steps: usize) -> Result<(), RecordError> {
+        self.steps_since_pruning = self.steps_since_pruning.saturating_add(u32::try_from(n_steps).unwrap_or(u32::MAX));
         if self.steps_since_pruning >= PRUNE_EVERY {
             self.steps_since_pruning = 0;
             self.prune(Timestamp::now())?;
@@ -238,20 +243,54 @@ impl Record {
                         i64::try_from(repair.duration_us).unwrap_or(i64::MAX),
                     ])?;
                 ids.push(transaction.last_insert_rowid());
+                note_untold(transaction, run.cause)?;
                 for (notify, unit) in repair.notifies {
                     debts::insert(transaction, *notify, unit, repair.resource, repair.time)?;
                 }
             }
             Ok(ids)
         };
-        self.connection
+        let ids = self
+            .connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .and_then(|transaction| {
                 let written = write(&transaction)?;
                 transaction.commit()?;
                 Ok(written)
             })
-            .map_err(database("record repairs"))
+            .map_err(database("record repairs"))?;
+        self.prune_after(repairs.len())?;
+        Ok(ids)
+    }
+
+    /// Steps about drift that ended, or were cut short, and that no alert tells of yet. Oldest first.
+    pub fn untold(&self) -> Result<Vec<HistoryEntry>, RecordError> {
+        let mut entries = self.history_where(
+            "id IN (SELECT step FROM untold) AND outcome IN ('changed', 'interrupted') ORDER BY id DESC LIMIT 1000",
+            params![],
+        )?;
+        entries.reverse();
+        Ok(entries)
+    }
+
+    /// Takes note durably that alerts in the outbox tell of some steps, or that they need none.
+    pub fn told(&mut self, steps: &[i64]) -> Result<(), RecordError> {
+        let write = |transaction: &Transaction<'_>| -> Result<(), rusqlite::Error> {
+            for step in steps {
+                transaction.prepare_cached("DELETE FROM untold WHERE step = ?1")?.execute([step])?;
+            }
+            Ok(())
+        };
+        if steps.is_empty() {
+            return Ok(());
+        }
+        self.connection
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                write(&transaction)?;
+                transaction.commit()
+            })
+            .map_err(database("record what was told"))
     }
 
     /// Records something that was left alone, unless the newest entry about the resource says the same already: a full scan
@@ -310,22 +349,25 @@ impl Record {
 
     /// Looks up the history, newest first.
     pub fn history(&self, filter: &HistoryFilter) -> Result<Vec<HistoryEntry>, RecordError> {
+        self.history_where(
+            "(?1 IS NULL OR time >= ?1) AND (?2 IS NULL OR id = ?2) AND (?3 IS NULL OR resource = ?3)
+             ORDER BY id DESC LIMIT ?4",
+            params![
+                filter.since.map(micros),
+                filter.id,
+                filter.resource.as_ref().map(ToString::to_string),
+                i64::try_from(filter.limit).unwrap_or(i64::MAX)
+            ],
+        )
+    }
+
+    fn history_where(&self, which: &str, params: impl rusqlite::Params) -> Result<Vec<HistoryEntry>, RecordError> {
         let read = || -> Result<Vec<(RawEntry, String, String)>, rusqlite::Error> {
-            let mut statement = self.connection.prepare_cached(
+            let mut statement = self.connection.prepare_cached(&format!(
                 "SELECT id, run, time, resource, cause, action, outcome, changes, error, duration, backup FROM step
-                 WHERE (?1 IS NULL OR time >= ?1) AND (?2 IS NULL OR id = ?2) AND (?3 IS NULL OR resource = ?3)
-                 ORDER BY id DESC LIMIT ?4",
-            )?;
-            let rows = statement.query_map(
-                params![
-                    filter.since.map(micros),
-                    filter.id,
-                    filter.resource.as_ref().map(ToString::to_string),
-                    i64::try_from(filter.limit).unwrap_or(i64::MAX)
-                ],
-                RawEntry::read,
-            )?;
-            rows.collect()
+                 WHERE {which}"
+            ))?;
+            statement.query_map(params, RawEntry::read)?.collect()
         };
         let rows = read().map_err(database("read the history"))?;
         // A row that another version wrote is left out rather than hiding all others.
@@ -385,9 +427,20 @@ impl Record {
             }
             connection.execute("DELETE FROM step WHERE id < ?1 OR time < ?2", params![keep_from, too_old])?;
             connection.execute("DELETE FROM run WHERE id NOT IN (SELECT run FROM step)", [])?;
+            connection.execute("DELETE FROM untold WHERE step NOT IN (SELECT id FROM step)", [])?;
             Ok(())
         };
         prune(&self.connection).map_err(database("drop old history"))
+    }
+}
+
+/// Remembers that nobody was told of the last step, unless it needs no telling: what somebody wanted is no drift.
+fn note_untold(transaction: &Transaction<'_>, cause: Cause) -> Result<(), rusqlite::Error> {
+    match cause {
+        Cause::NewRevision | Cause::Operator => Ok(()),
+        Cause::Drift => {
+            transaction.prepare_cached("INSERT INTO untold (step) VALUES (last_insert_rowid())")?.execute([]).map(drop)
+        }
     }
 }
 

@@ -165,6 +165,43 @@ fn a_restart_supersedes_a_reload_and_settling_is_durable() {
 }
 
 #[test]
+fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
+    let state = tempfile::tempdir().unwrap();
+    let mut worker = open(state.path());
+    let mut keeper = Record::open_beside(state.path()).unwrap();
+    let mut run = run();
+    let resource = file_a();
+    let intent = Intent {
+        resource: &resource,
+        action: Action::Update,
+        changes: &[],
+        backup: None,
+        notifies: &[],
+        time: Timestamp::now(),
+    };
+    let begun = worker.begin_steps(&mut run, &[intent]).unwrap();
+    let repair = Repair {
+        resource: &resource,
+        action: Action::Update,
+        changes: &[],
+        backup: None,
+        notifies: &[],
+        time: Timestamp::now(),
+        duration_us: 40,
+    };
+    let repaired = keeper.record_repairs(&run, &[repair]).unwrap();
+    // The later one is told first, and then comes a kill.
+    worker.told(&repaired).unwrap();
+    drop((worker, keeper));
+    let mut record = open(state.path());
+    let untold = record.untold().unwrap();
+    assert_eq!(untold.iter().map(|entry| entry.id).collect::<Vec<_>>(), begun);
+    assert_eq!(untold[0].outcome, "interrupted");
+    record.told(&begun).unwrap();
+    assert_eq!(record.untold().unwrap(), vec![]);
+}
+
+#[test]
 fn what_is_owed_after_a_restart_began_stays_owed() {
     let state = tempfile::tempdir().unwrap();
     let mut record = open(state.path());
