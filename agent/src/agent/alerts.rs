@@ -9,8 +9,8 @@ use crate::record::HistoryEntry;
 use crate::resource::ResourceId;
 use crate::spool::{Alert, AlertResource, Event};
 
-/// How many resources one alert lists; a burst beyond it is only counted.
-const MAX_LISTED: usize = 100;
+/// How many resources one alert lists; of a run that changed more, the others are only counted.
+pub const MAX_LISTED: usize = 100;
 
 /// Who speaks: filled into every alert.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
+use super::alerts::MAX_LISTED;
 use super::revisions::InForce;
 use super::worker::Worker;
 use crate::config::Mode;
@@ -61,8 +62,11 @@ impl Worker {
         self.n_repairs = self.n_repairs.saturating_add(u64::try_from(repairs.len()).unwrap_or(0));
         repairs.iter().for_each(|repaired| self.shared.numbers.by_guard.add(repaired.took_us));
         self.note_own_drift(repairs.iter().map(|repaired| &repaired.resource));
-        if let Some(alert) = self.speaker().put_back(repairs, now) {
-            self.enqueue(OutgoingBody::Alert(alert));
+        // Each is told: what comes in a burst was not one run's doing, whose report would say the same.
+        for some in repairs.chunks(MAX_LISTED) {
+            if let Some(alert) = self.speaker().put_back(some, now) {
+                self.enqueue(OutgoingBody::Alert(alert));
+            }
         }
         for repaired in repairs.iter().filter(|repaired| repaired.step.is_none()) {
             self.record.owe_unsaved(&repaired.notifies, &repaired.resource);

@@ -19,7 +19,9 @@ use super::reflex::{Deed, What};
 use super::stages::Stages;
 use super::table::{Likeness, Pool};
 use super::{Arming, Declared, Order, Places, Repaired, Shared};
+use crate::actor::Actor;
 use crate::converge::Cause;
+use crate::host::process::{self, UnitMap};
 use crate::host::root::{stat_of, sync_directory};
 use crate::host::stage::{Copy, Stage};
 use crate::policy::Revision;
@@ -43,7 +45,8 @@ pub(super) struct Keeper {
     tell: Tell,
     next_number: u64,
     /// What could not be made durable yet.
-    open: Vec<Deed>,
+    open: Vec<Known>,
+    units: UnitMap,
     retry: Option<(Instant, Duration)>,
 }
 
@@ -57,6 +60,7 @@ impl Keeper {
             // No number of an earlier process, whose copies may still be there.
             next_number: u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0),
             open: Vec::new(),
+            units: UnitMap::new(),
             retry: None,
         }
     }
@@ -77,12 +81,12 @@ impl Keeper {
                 },
             };
             let Some(first) = first else { return };
-            let mut deeds = std::mem::take(&mut self.open);
+            let mut deeds: Vec<Known> = std::mem::take(&mut self.open);
             let mut stop = false;
             // Whatever has come meanwhile shares the syncing.
             for order in std::iter::once(first).chain(orders.try_iter()) {
                 match order {
-                    Order::Deed(deed) => deeds.push(deed),
+                    Order::Deed(deed) => deeds.push(self.identify(deed)),
                     Order::Arm { revision, declared, arming, ordered } => {
                         self.finish(std::mem::take(&mut deeds));
                         self.arm(&revision, declared, arming, ordered);
@@ -98,8 +102,14 @@ impl Keeper {
         }
     }
 
+    /// Finds out who it was, before anything else: what is known of a process goes with it.
+    fn identify(&mut self, mut deed: Deed) -> Known {
+        let actor = deed.by.take().map(|witness| process::identify(&witness, &mut self.units));
+        Known { deed, actor: actor.filter(|actor| !actor.is_unknown()) }
+    }
+
     /// Makes deeds durable, records and tells them.
-    fn finish(&mut self, deeds: Vec<Deed>) {
+    fn finish(&mut self, deeds: Vec<Known>) {
         if deeds.is_empty() {
             return;
         }
@@ -116,10 +126,10 @@ impl Keeper {
         self.record_and_tell(durable);
     }
 
-    fn record_and_tell(&mut self, deeds: Vec<Deed>) {
-        let mut by_revision: BTreeMap<String, (Arc<Revision>, Vec<Deed>)> = BTreeMap::new();
+    fn record_and_tell(&mut self, deeds: Vec<Known>) {
+        let mut by_revision: BTreeMap<String, (Arc<Revision>, Vec<Known>)> = BTreeMap::new();
         for deed in deeds {
-            let Some(revision) = deed.revision.clone() else { continue };
+            let Some(revision) = deed.deed.revision.clone() else { continue };
             by_revision.entry(revision.as_str().to_owned()).or_insert_with(|| (revision, Vec::new())).1.push(deed);
         }
         for (revision, deeds) in by_revision.into_values() {
@@ -137,7 +147,8 @@ impl Keeper {
     }
 
     /// What a deed was about, from what it displaced.
-    fn account(&mut self, deed: Deed) -> Account {
+    fn account(&mut self, known: Known) -> Account {
+        let Known { deed, actor } = known;
         let known = deed.likeness;
         let (observation, displaced) = match deed.what {
             What::Placed => (Observation::Absent, None),
@@ -156,6 +167,7 @@ impl Keeper {
             action: Action::Update,
             backup: None,
             notifies: known.notifies.to_vec(),
+            actor,
             displaced,
             time: deed.time,
             took_us: deed.took_us,
@@ -243,6 +255,7 @@ impl Keeper {
                 action: account.action,
                 backup: account.backup.clone(),
                 notifies: account.notifies.clone(),
+                actor: account.actor.clone(),
                 took_us: account.took_us,
             })
             .collect()
@@ -359,6 +372,7 @@ impl Keeper {
                             action: drift.action,
                             backup,
                             notifies: known.notifies.to_vec(),
+                            actor: None,
                             displaced: Some((Arc::clone(stage), name)),
                             time: Timestamp::now(),
                             took_us: 0,
@@ -407,6 +421,12 @@ impl Keeper {
 /// Something could not be put into the backup store; why was said.
 struct NotKept;
 
+/// A deed, and who made it necessary.
+struct Known {
+    deed: Deed,
+    actor: Option<Actor>,
+}
+
 /// A deed, as it is told.
 struct Account {
     resource: ResourceId,
@@ -414,6 +434,7 @@ struct Account {
     action: Action,
     backup: Option<String>,
     notifies: Vec<(Notify, UnitName)>,
+    actor: Option<Actor>,
     displaced: Option<(Arc<Stage>, String)>,
     time: Timestamp,
     took_us: u64,
@@ -432,10 +453,10 @@ fn path_of(resource: &ResourceId) -> AbsPath {
 }
 
 /// Syncs the directories that deeds changed. Returns what is durable, and what is not.
-fn sync(deeds: Vec<Deed>) -> (Vec<Deed>, Vec<Deed>) {
+fn sync(deeds: Vec<Known>) -> (Vec<Known>, Vec<Known>) {
     let mut directories: HashMap<(u64, u64), bool> = HashMap::new();
     let mut stages: HashMap<u64, bool> = HashMap::new();
-    deeds.into_iter().partition(|deed| {
+    deeds.into_iter().partition(|Known { deed, .. }| {
         let is_synced = match &deed.what {
             What::Permissions(file, _) => file.sync_all().is_ok(),
             What::Exchanged(_) | What::Placed => {

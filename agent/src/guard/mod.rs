@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crate::actor::Actor;
 use crate::host::root::Root;
 use crate::host::stage::Stage;
 use crate::policy::Revision;
@@ -87,6 +88,8 @@ pub struct Repaired {
     pub backup: Option<String>,
     /// What is owed because of it.
     pub notifies: Vec<(Notify, UnitName)>,
+    /// Who made it necessary, as far as that is known.
+    pub actor: Option<Actor>,
     /// From the moment that the event was read to the moment that the right file was in place, in microseconds.
     pub took_us: u64,
 }

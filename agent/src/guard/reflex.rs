@@ -19,7 +19,7 @@ use crate::host::root::{self, Metadata, stat_of};
 use crate::host::stage::Stage;
 use crate::policy::Revision;
 use crate::resource::ResourceId;
-use crate::watch::{Hint, Sink, Touch, Touched, WatchError};
+use crate::watch::{Hint, Sink, Touch, Touched, WatchError, Witness};
 
 /// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk.
 const MOST_OPEN: usize = 8192;
@@ -35,6 +35,8 @@ pub(super) struct Deed {
     /// The directory of the file, to be synced.
     pub(super) directory: OwnedFd,
     pub(super) what: What,
+    /// Who was seen to touch the file.
+    pub(super) by: Option<Arc<Witness>>,
     pub(super) time: Timestamp,
     pub(super) took_us: u64,
 }
@@ -109,6 +111,7 @@ impl<H> Reflex<H> {
             stage: Arc::clone(&pool.stage),
             directory,
             what,
+            by: touch.by.cloned(),
             time: Timestamp::now(),
             took_us,
         };
