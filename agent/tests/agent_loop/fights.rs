@@ -1,0 +1,78 @@
+//! Somebody else enforces something else.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use rekindle::spool::{Event, OutgoingBody, ReimageCall};
+
+use crate::support::{GOOD, Host, pause, write};
+
+/// SHA-256 of `good` and `evil`, each with a newline, as far as it is shown.
+const SHOWN: (&str, &str) = ("sha256 106675dc1490…", "sha256 886b67480dbe…");
+
+#[test]
+fn case_31_a_second_enforcer_is_named_with_both_values_and_after_a_while_a_reimage_is_asked_for() {
+    let mut host = Host::new().with_endpoint();
+    let health = &mut host.settings.health;
+    (health.flapping_repairs, health.flapping_within) = (10, Duration::from_secs(600));
+    health.flapping_for = Duration::from_secs(3);
+    let agent = host.guard(&["/etc/motd", "/etc/issue"]);
+    let motd = agent.at("/etc/motd");
+    let n_written = AtomicUsize::new(0);
+    // Dropped at the end, or by a panic.
+    let (is_over, over) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let (is_over, n_written, motd) = (is_over, &n_written, &motd);
+        scope.spawn(move || {
+            while over.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Timeout) {
+                write(motd, "evil\n");
+                n_written.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let status = agent.wait("the fight to be noticed", |status| !status.contested.is_empty());
+        let [fight] = status.contested.as_slice() else { panic!("{status:#?}") };
+        assert_eq!(fight.resource.to_string(), "file[/etc/motd]");
+        let (wanted, found) = SHOWN;
+        let expected = format!("the policy wants {wanted}, it keeps coming back as {found}");
+        assert!(fight.summary.ends_with(&expected), "{}", fight.summary);
+        let status = agent.wait("a request", |status| status.health.request.is_some());
+        assert_eq!(status.health.state, "requested");
+        // Ten are free in ten minutes; then 1, 2, 4 s, so the few seconds until now allow for few more.
+        assert!(status.n_repairs <= 10 + 5, "{} repairs of {n_written:?}", status.n_repairs);
+        drop(is_over);
+    });
+    assert!(n_written.load(Ordering::SeqCst) > 20);
+    let (mut contested, mut asked) = (Vec::new(), Vec::new());
+    for message in agent.outbox() {
+        match message {
+            OutgoingBody::Alert(alert) if alert.event == Event::DriftContested => contested.push(alert.summary),
+            OutgoingBody::Reimage(ReimageCall::Request { reason, summary, .. }) => asked.push((reason, summary)),
+            OutgoingBody::Alert(_) | OutgoingBody::Reimage(_) => {}
+        }
+    }
+    assert_eq!(contested.len(), 1, "told once: {contested:?}");
+    assert!(contested[0].starts_with("file[/etc/motd] is fought over"), "{contested:?}");
+    assert!(matches!(asked.as_slice(), [(reason, _)] if reason == "flapping"), "{asked:?}");
+    let history = agent.history();
+    assert_eq!(history.iter().filter(|entry| entry.outcome == "contested").count(), 1);
+    // The other side has stopped: it is put back when its time has come, and for good.
+    agent.wait_for_file(&agent.at("/etc/motd"), |text| text == GOOD);
+}
+
+#[test]
+fn case_32_a_continuous_toucher_causes_no_repair() {
+    let agent = Host::new().guard(&["/etc/motd"]);
+    let before = agent.wait("the first state", |status| status.resources.in_sync == 1).n_repairs;
+    let motd = std::fs::File::options().append(true).open(agent.at("/etc/motd")).unwrap();
+    for _ in 0..500 {
+        motd.set_modified(std::time::SystemTime::now()).unwrap();
+        pause(Duration::from_millis(5));
+    }
+    // Every touch has been looked at once drift that came later has been put right.
+    write(&agent.at("/etc/motd"), "evil\n");
+    let status = agent.wait("the drift to be repaired", |status| status.n_repairs > before);
+    assert_eq!(status.n_repairs, before + 1);
+    assert!(status.contested.is_empty() && status.storm_since.is_none());
+    assert_eq!(agent.history().iter().filter(|entry| entry.outcome == "changed").count(), 2, "{:?}", agent.history());
+}

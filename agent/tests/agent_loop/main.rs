@@ -1,0 +1,8 @@
+//! The whole agent, on a root directory of its own: watcher, guard, runs, health, alerts and metrics together.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod damage;
+mod fights;
+mod metrics;
+mod support;
