@@ -34,7 +34,7 @@ impl Sink for Recorder {
 /// What a sink was told about what `act` did to `/d/t`.
 fn witnesses(sources: Sources, act: impl FnOnce(&Path)) -> Vec<Option<Arc<Witness>>> {
     let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("d")).unwrap();
+    fs::create_dir_all(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("d/t"), "good").unwrap();
     let seen = Seen::default();
     let options = Options { sources, ..Options::default() };
@@ -97,4 +97,55 @@ fn a_writer_that_is_gone_is_never_taken_for_another() {
 fn where_the_source_cannot_tell_nobody_is_named() {
     let seen = witnesses(Sources::InotifyOnly, |path| fs::write(path, "evil").unwrap());
     assert!(seen.iter().all(Option::is_none), "{seen:?}");
+}
+
+/// Runs `test` on a thread that has no `CAP_SYS_ADMIN`.
+fn without_privilege(test: impl FnOnce() + Send) {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| {
+            let mut sets = capabilities(None).unwrap();
+            sets.effective.remove(CapabilitySet::SYS_ADMIN);
+            sets.permitted.remove(CapabilitySet::SYS_ADMIN);
+            set_capabilities(None, sets).unwrap();
+            test();
+        });
+        ended.join().unwrap();
+    });
+}
+
+#[test]
+fn case_24_without_privilege_inotify_serves_and_nobody_is_named() {
+    without_privilege(|| {
+        assert!(rekindle::host::fanotify::Group::open().is_err(), "the privilege is still there");
+        for script in ["echo evil > \"$0\"", "mv \"$0\" \"$0.away\"", "chmod 777 \"$0\""] {
+            let seen = witnesses(Sources::All, |path| {
+                assert!(Command::new("sh").arg("-c").arg(script).arg(path).status().unwrap().success());
+            });
+            assert!(seen.iter().all(Option::is_none), "{script}: {seen:?}");
+        }
+    });
+}
+
+#[test]
+fn case_26_a_writer_in_a_container_is_known_by_its_number_here() {
+    if !has_fanotify() {
+        return;
+    }
+    let script = "mkdir \"$1/m\" && mount --bind \"$1/d\" \"$1/m\" && echo evil > \"$1/m/t\"; echo $$";
+    let mut container = 0;
+    let seen = witnesses(Sources::All, |path| {
+        let root = path.parent().and_then(Path::parent).unwrap();
+        let options = ["--mount", "--pid", "--fork", "--mount-proc"];
+        let mut unshare = Command::new("unshare");
+        unshare.args(options).args(["sh", "-c", script, "sh"]).arg(root).stdout(std::process::Stdio::piped());
+        let child = unshare.spawn().unwrap();
+        container = child.id();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.stdout, b"1\n", "there it is the first process");
+    });
+    let numbers: Vec<u32> = seen.iter().flatten().filter_map(|witness| witness.pid).collect();
+    assert!(!numbers.is_empty(), "{seen:?}");
+    assert!(numbers.iter().all(|pid| *pid > container), "{numbers:?} are not the child of {container}");
 }

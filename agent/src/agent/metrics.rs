@@ -21,7 +21,6 @@ use super::Loop;
 use super::worker::Shared;
 use crate::host::publish;
 use crate::scrape;
-use crate::watch::How;
 
 /// Time between two writings of the files.
 const PERIOD: Duration = Duration::from_secs(15);
@@ -75,20 +74,18 @@ impl Loop {
     }
 
     fn metrics(&self) -> String {
-        let (mut watched, mut polled, mut blind) = (0, 0, 0);
-        for coverage in self.watcher.coverage() {
-            match coverage.how {
-                How::Watched => watched += 1,
-                How::Polled { .. } => polled += 1,
-                How::Blind { .. } => blind += 1,
-            }
-        }
+        let coverage = self.watcher.coverage();
         let (watcher, guard) = (self.watcher.stats(), self.guard.readiness());
         text::render(&text::Facts {
             status: &self.shared.status(),
             numbers: &self.shared.numbers,
             watcher,
-            coverage: &[("watched", watched), ("polled", polled), ("blind", blind)],
+            coverage: &[
+                ("watched", coverage.n_fanotify + coverage.n_inotify),
+                ("polled", coverage.n_polled),
+                ("blind", coverage.n_blind),
+            ],
+            n_failed_tests: coverage.n_failed_tests,
             guard,
         })
     }

@@ -40,7 +40,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use self::control::{Answer, Request};
-use self::status::{Counts, HealthStatus, Status};
+use self::status::{Counts, HealthStatus, Status, WatchCounts};
 use self::worker::{Shared, Task, Worker};
 use crate::config::Settings;
 use crate::converge::Scope;
@@ -51,7 +51,7 @@ use crate::host::thread::{Urgency, raise_open_files};
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Contested, Displaced, Next, Schedule};
 use crate::spool::Event as AlertEvent;
-use crate::watch::{self, Coverage, DirtySet, Hint, How, WatchError, Watcher};
+use crate::watch::{self, Coverage, DirtySet, Hint, How, SelfTest, WatchError, Watcher};
 
 /// Everything that can happen to the loop.
 #[derive(Debug)]
@@ -112,7 +112,8 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         // The receiver is gone only while the process ends.
         Err(error) => drop(failures.send(Event::WatcherEnded(error))),
     });
-    let options = watch::Options { urgency: Urgency::RealTime, ..watch::Options::default() };
+    let self_test = Some(SelfTest::within(settings.paths.runtime.join("canary")));
+    let options = watch::Options { urgency: Urgency::RealTime, self_test, ..watch::Options::default() };
     let watcher =
         Watcher::start_with(settings.paths.root.clone(), options, sink).context("cannot start the watcher")?;
     let (hints, failures) = (Arc::clone(&dirty), events.clone());
@@ -170,6 +171,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         publish_at: Some(Instant::now()),
         is_publishing: Arc::default(),
         degraded: BTreeSet::new(),
+        n_failed_tests: 0,
     };
     info!(version = env!("CARGO_PKG_VERSION"), "agent started");
 
@@ -297,6 +299,7 @@ struct Loop {
     publish_at: Option<Instant>,
     is_publishing: Arc<AtomicBool>,
     degraded: BTreeSet<String>,
+    n_failed_tests: u64,
 }
 
 /// Then the agent is ready even if the first look is not over: one file system that does not answer must not keep systemd from
@@ -468,6 +471,13 @@ impl Loop {
     fn announce_degraded(&mut self) -> anyhow::Result<()> {
         let coverage = self.watcher.coverage();
         let bus = complaint("services", &self.unit_coverage.borrow());
+        // What fails still is among the complaints. If new watches do better, somebody took the old ones away all the same.
+        if coverage.n_failed_tests > self.n_failed_tests && coverage.self_test.is_none() {
+            let summary =
+                "the watches failed their self-test; everything was armed anew, and events come again".to_owned();
+            self.send(Task::Announce { event: AlertEvent::WatchDegraded, summary })?;
+        }
+        self.n_failed_tests = coverage.n_failed_tests;
         let degraded: BTreeSet<String> = complaints(&coverage).chain(bus).collect();
         let fresh: Vec<&str> = degraded.difference(&self.degraded).map(String::as_str).collect();
         if let Some(first) = fresh.first() {
@@ -553,13 +563,19 @@ async fn answer(
     guard: &Guard,
     tasks: &std_mpsc::Sender<Task>,
     events: &mpsc::UnboundedSender<Event>,
-    coverage: &[Coverage],
+    coverage: &Coverage,
     bus: Option<String>,
 ) -> Answer {
     match request {
         Request::Status => {
             let mut status = shared.status().clone();
-            status.n_watched = coverage.len();
+            status.n_watched = coverage.n_interests();
+            status.watches = WatchCounts {
+                fanotify: coverage.n_fanotify,
+                inotify: coverage.n_inotify,
+                polled: coverage.n_polled,
+                blind: coverage.n_blind,
+            };
             status.degraded_watches = complaints(coverage).chain(bus).collect();
             Answer::Status(Box::new(status))
         }
@@ -594,8 +610,9 @@ fn complaint(what: &str, how: &How) -> Option<String> {
     }
 }
 
-fn complaints(coverage: &[Coverage]) -> impl Iterator<Item = String> {
-    coverage.iter().filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
+fn complaints(coverage: &Coverage) -> impl Iterator<Item = String> {
+    let paths = coverage.complaints.iter().filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how));
+    paths.chain(coverage.self_test.iter().map(|why| format!("the watches: {why}")))
 }
 
 fn first_status(settings: &Settings) -> Status {
@@ -622,6 +639,7 @@ fn first_status(settings: &Settings) -> Status {
         pauses: Vec::new(),
         degraded_watches: Vec::new(),
         n_watched: 0,
+        watches: WatchCounts::default(),
         activity: String::new(),
         last_run: None,
         n_repairs: 0,

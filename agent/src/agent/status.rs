@@ -41,8 +41,11 @@ pub struct Status {
     pub pauses: Vec<PauseStatus>,
     /// Paths that are not watched by events, with the reason. Empty is good.
     pub degraded_watches: Vec<String>,
-    /// Watched paths.
+    /// Declared paths.
     pub n_watched: usize,
+    /// The same paths, by how changes of them are noticed.
+    #[serde(default)]
+    pub watches: WatchCounts,
     /// What the agent does right now; empty when idle.
     pub activity: String,
     /// The last run.
@@ -154,6 +157,19 @@ pub struct ContestedStatus {
     pub actors: BTreeMap<String, u32>,
     /// One sentence: who, what the policy wants, what it is changed to.
     pub summary: String,
+}
+
+/// Paths by how changes of them are noticed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchCounts {
+    /// By events that say who did it.
+    pub fanotify: usize,
+    /// By events.
+    pub inotify: usize,
+    /// By looking every few seconds.
+    pub polled: usize,
+    /// Only by the full scan.
+    pub blind: usize,
 }
 
 /// One pause.

@@ -134,10 +134,20 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
             status.n_repairs,
         ))?;
     }
+    let counts = status.watches;
+    let counts = [
+        (counts.fanotify, "by fanotify"),
+        (counts.inotify, "by inotify"),
+        (counts.polled, "polled"),
+        (counts.blind, "by scans only"),
+    ];
+    let counts: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, how)| format!("{n} {how}")).collect();
     out.line(format_args!(
-        "watching   {} paths{}",
+        "watching   {} paths{}{}{}",
         status.n_watched,
-        if status.degraded_watches.is_empty() { "" } else { ", some without events:" }
+        if counts.is_empty() { "" } else { ", " },
+        counts.join(", "),
+        if status.degraded_watches.is_empty() { "" } else { ":" }
     ))?;
     for line in &status.degraded_watches {
         out.line(format_args!("           {WARN}{line}{WARN:#}"))?;

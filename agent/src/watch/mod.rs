@@ -21,20 +21,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::host::thread::Urgency;
 use crate::resource::ResourceId;
 
+mod canary;
+mod clocks;
+mod coverage;
 mod path;
 mod reader;
+mod self_test;
 mod source;
 mod targets;
 mod tree;
 pub mod units;
 mod walk;
 
+pub use coverage::{Complaint, Coverage, How};
 pub use path::SharedPath;
 
 pub use crate::host::process::Witness;
@@ -147,32 +153,6 @@ impl DirtySet {
     }
 }
 
-/// How well one interest is guarded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Coverage {
-    /// Which.
-    pub interest: Interest,
-    /// How.
-    pub how: How,
-}
-
-/// Ways in which a change can be noticed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum How {
-    /// By events, at once.
-    Watched,
-    /// By comparing metadata every few seconds.
-    Polled {
-        /// Why there are no events.
-        why: String,
-    },
-    /// Only by the full scan.
-    Blind {
-        /// Why not.
-        why: String,
-    },
-}
-
 /// Counters of the watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -193,6 +173,16 @@ pub enum By {
     Inotify,
 }
 
+impl By {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fanotify => "fanotify",
+            Self::Inotify => "inotify",
+        }
+    }
+}
+
 /// Which of them to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sources {
@@ -203,8 +193,26 @@ pub enum Sources {
     InotifyOnly,
 }
 
-/// What the watcher may take from the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the watcher tests itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelfTest {
+    /// A directory of its own, which is made; absolute, as this process sees it.
+    pub directory: PathBuf,
+    /// Time between tests.
+    pub every: Duration,
+    /// How long an event may take.
+    pub patience: Duration,
+}
+
+impl SelfTest {
+    /// Once a minute, and an event may take a second.
+    pub fn within(directory: PathBuf) -> Self {
+        Self { directory, every: Duration::from_secs(60), patience: Duration::from_secs(1) }
+    }
+}
+
+/// What the watcher may take from the kernel, and what it does beside watching.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Which events.
     pub sources: Sources,
@@ -212,11 +220,13 @@ pub struct Options {
     pub max_watches: usize,
     /// How soon its thread is to run when something happens.
     pub urgency: Urgency,
+    /// The self-test; without it, events that silently stop to come are noticed by the full scan.
+    pub self_test: Option<SelfTest>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sources: Sources::default(), max_watches: usize::MAX, urgency: Urgency::Ordinary }
+        Self { sources: Sources::default(), max_watches: usize::MAX, urgency: Urgency::Ordinary, self_test: None }
     }
 }
 
@@ -236,7 +246,7 @@ pub enum WatchError {
 enum Command {
     SetInterests(Vec<Interest>, mpsc::SyncSender<()>),
     Refresh(mpsc::SyncSender<()>),
-    Coverage(mpsc::SyncSender<Vec<Coverage>>),
+    Coverage(mpsc::SyncSender<Coverage>),
     Stats(mpsc::SyncSender<Stats>),
     Stop,
 }
@@ -285,8 +295,8 @@ impl Watcher {
         self.ask(Command::Refresh);
     }
 
-    /// How well each interest is guarded now, in order of path.
-    pub fn coverage(&self) -> Vec<Coverage> {
+    /// How well everything is guarded now.
+    pub fn coverage(&self) -> Coverage {
         self.ask(Command::Coverage).unwrap_or_default()
     }
 

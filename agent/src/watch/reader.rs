@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::timerfd::{self, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::time::{ClockId, clock_gettime};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use super::canary::Backlog;
+use super::clocks::{self, Times};
+use super::self_test::Tester;
 use super::tree::Tree;
-use super::{Command, Hint, Options, Sink, WatchError};
+use super::{Command, Hint, Options, Sink, Sources, WatchError};
 use crate::host::thread::{self, Urgency};
 
 /// Far enough in the future never to come; the timer exists only to be cancelled when the clock is set.
@@ -28,39 +32,59 @@ pub(super) fn run(
     wake: BorrowedFd<'_>,
     sink: &mut dyn Sink,
 ) -> Result<(), WatchError> {
-    let mut tree = Tree::new(root, options);
     let mounts = openat(CWD, "/proc/thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .inspect_err(|errno| tracing::warn!(%errno, "cannot watch mounts; the full scan will find what they hide"))
         .ok();
+    // Only inotify says itself when a file system goes.
+    let sources = if mounts.is_some() { options.sources } else { Sources::InotifyOnly };
+    let mut tree = Tree::new(root, &Options { sources, ..options.clone() });
     let clock = clock_steps()
         .inspect_err(|errno| tracing::warn!(%errno, "cannot watch the clock; steps of it go unnoticed"))
         .ok();
     let mut pace = Pace::new(options.urgency);
+    let mut tester = options.self_test.map(|test| Tester::new(&test, &mut tree, Instant::now()));
+    let mut last = times();
     loop {
-        let ready = wait(&tree, wake, mounts.as_ref(), clock.as_ref())?;
+        let due = tree.next_poll().into_iter().chain(tester.as_ref().and_then(Tester::due)).min();
+        let timeout = due.map(|at| at.saturating_duration_since(Instant::now()));
+        let before = times();
+        let ready = wait(&tree, wake, mounts.as_ref(), clock.as_ref(), timeout)?;
+        let mut backlog = Backlog::None;
         if ready.wake {
             clear(wake)?;
-            if obey(&mut tree, commands, sink)? == Flow::Stop {
+            if obey(&mut tree, tester.as_ref(), commands, sink)? == Flow::Stop {
                 return Ok(());
             }
         }
         let now = Instant::now();
         pace.waited(now);
-        if ready.events {
-            read(&mut tree, sink)?;
-            if tree.is_littered() {
-                tree.renew("the watches were armed anew", now, sink);
-            }
+        if ready.events && read(&mut tree, sink)? > 0 {
+            backlog = Backlog::Some;
+        }
+        if tree.is_littered() {
+            tree.renew(now);
+            tester.iter_mut().for_each(|tester| tester.arm(&mut tree, now));
+            sink.hint(Hint::Everything { why: "the watches were armed anew" });
         }
         if ready.mounts {
             tree.compare_all(now, sink);
         }
+        // After the events: they are why the thread woke, and somebody waits for them.
+        let after = times();
         if ready.clock
             && let Some(clock) = &clock
             && clock.wait() == Err(Errno::ECANCELED)
         {
             arm_clock(clock).map_err(|errno| WatchError::Wait(errno.into()))?;
-            sink.hint(Hint::Everything { why: "the clock was set" });
+            sink.hint(Hint::Everything { why: clocks::how_set(last, after) });
+        }
+        last = after;
+        if let Some(why) = clocks::gap(before, after, timeout) {
+            tracing::warn!(why, "looking everywhere");
+            sink.hint(Hint::Everything { why });
+        }
+        if let Some(tester) = &mut tester {
+            tester.run(backlog, &mut tree, now, sink);
         }
         tree.poll(now, sink);
         pace.worked(Instant::now());
@@ -114,6 +138,19 @@ impl Pace {
     }
 }
 
+/// The clocks now. One that the kernel does not have stands still.
+fn times() -> Times {
+    let read = |clock| {
+        let time = clock_gettime(clock).unwrap_or(TimeSpec::new(0, 0));
+        Duration::new(time.tv_sec().try_into().unwrap_or(0), time.tv_nsec().try_into().unwrap_or(0))
+    };
+    Times {
+        real: read(ClockId::CLOCK_REALTIME),
+        boot: read(ClockId::CLOCK_BOOTTIME),
+        monotonic: read(ClockId::CLOCK_MONOTONIC),
+    }
+}
+
 #[derive(Debug, Default)]
 struct Ready {
     events: bool,
@@ -127,12 +164,12 @@ fn wait(
     wake: BorrowedFd<'_>,
     mounts: Option<&OwnedFd>,
     clock: Option<&TimerFd>,
+    timeout: Option<Duration>,
 ) -> Result<Ready, WatchError> {
-    let timeout = match tree.next_poll() {
+    let timeout = match timeout {
         None => PollTimeout::NONE,
         // One millisecond more, so that it is due when the wait is over.
-        Some(at) => PollTimeout::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
-            .unwrap_or(PollTimeout::MAX),
+        Some(timeout) => PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX),
     };
     let [inotify, fanotify] = tree.fds();
     let sources = [
@@ -173,7 +210,12 @@ enum Flow {
     Stop,
 }
 
-fn obey(tree: &mut Tree, commands: &Receiver<Command>, sink: &mut dyn Sink) -> Result<Flow, WatchError> {
+fn obey(
+    tree: &mut Tree,
+    tester: Option<&Tester>,
+    commands: &Receiver<Command>,
+    sink: &mut dyn Sink,
+) -> Result<Flow, WatchError> {
     loop {
         let command = commands.try_recv();
         if command.is_ok() {
@@ -193,7 +235,14 @@ fn obey(tree: &mut Tree, commands: &Receiver<Command>, sink: &mut dyn Sink) -> R
                 tree.compare_all(Instant::now(), sink);
                 answer(&reply, ());
             }
-            Ok(Command::Coverage(reply)) => answer(&reply, tree.coverage()),
+            Ok(Command::Coverage(reply)) => {
+                let mut coverage = tree.coverage();
+                if let Some(canary) = tester.map(Tester::canary) {
+                    coverage.self_test = canary.failing().map(str::to_owned);
+                    coverage.n_failed_tests = canary.n_missed();
+                }
+                answer(&reply, coverage);
+            }
             Ok(Command::Stats(reply)) => answer(&reply, tree.stats()),
             Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(Flow::Stop),
             Err(TryRecvError::Empty) => return Ok(Flow::Continue),
@@ -213,7 +262,7 @@ fn answer<T>(reply: &SyncSender<T>, value: T) {
 }
 
 fn clock_steps() -> Result<TimerFd, Errno> {
-    let clock = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+    let clock = TimerFd::new(timerfd::ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
     arm_clock(&clock)?;
     Ok(clock)
 }

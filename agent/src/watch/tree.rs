@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::RandomState;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +16,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 
+use super::canary::Sighting;
+use super::coverage::{self, Coverage, Guarded, How};
 use super::source::{ArmError, Event, Flags, Source, Wd};
 use super::targets::{self, Seen, Targets};
 use super::walk::{self, Directory, End, Glance};
-use super::{Coverage, Hint, How, Interest, Options, Sink, Stats, Touch, Touched, Witness};
+use super::{By, Hint, Interest, Options, Sink, Stats, Touch, Touched, Witness};
 use crate::resource::ResourceId;
 
 /// Time between looks where watches could not be had.
@@ -46,8 +48,7 @@ struct Spine {
     /// The directory that it led to at the last walk, to look at a touched name through. Kept open only on the mount of the
     /// root: an open descriptor would keep any other mount from being unmounted.
     directory: Option<Directory>,
-    how: How,
-    poll: Option<(Instant, Duration)>,
+    guarded: Guarded,
 }
 
 /// The users of one watched inode.
@@ -103,6 +104,8 @@ pub(super) struct Tree {
     key: RandomState,
     spines: BTreeMap<SpineId, Spine>,
     by_parent: HashMap<PathBuf, SpineId>,
+    /// When to look next where events are not enough, and how often.
+    polled: HashMap<SpineId, (Instant, Duration)>,
     watches: HashMap<Wd, Watch>,
     refused: Vec<Interest>,
     next_id: SpineId,
@@ -111,7 +114,7 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    pub(super) fn new(root: OwnedFd, options: Options) -> Self {
+    pub(super) fn new(root: OwnedFd, options: &Options) -> Self {
         Self {
             root_mount: walk::mount_of(&root),
             root,
@@ -119,6 +122,7 @@ impl Tree {
             key: RandomState::new(),
             spines: BTreeMap::new(),
             by_parent: HashMap::new(),
+            polled: HashMap::new(),
             watches: HashMap::new(),
             refused: Vec::new(),
             next_id: 0,
@@ -147,6 +151,7 @@ impl Tree {
             kept.insert(id);
             let Some(spine) = self.spines.get_mut(&id) else { continue };
             let replaced = spine.targets.replace(interests);
+            spine.guarded.count(&spine.targets);
             if spine.holds.is_empty() || replaced.has_new {
                 self.rebuild(id, now);
             }
@@ -258,11 +263,20 @@ impl Tree {
         self.compare(&ids, now, sink);
     }
 
-    /// Gives every watch back, arms everything anew, and says that everything is to be looked at.
-    pub(super) fn renew(&mut self, why: &'static str, now: Instant, sink: &mut dyn Sink) {
+    /// Gives every watch back and arms everything anew. Everything has to be looked at after that, and the canary armed.
+    pub(super) fn renew(&mut self, now: Instant) {
         self.source.renew();
         self.rebuild_all(now);
-        sink.hint(Hint::Everything { why });
+    }
+
+    /// Watches the directory of the canary. Returns by which sources.
+    pub(super) fn arm_canary(&mut self, directory: &OwnedFd) -> BTreeSet<By> {
+        self.source.arm_canary(directory.as_fd())
+    }
+
+    /// What was seen of the canary since the last call.
+    pub(super) fn sightings(&mut self) -> Vec<Sighting> {
+        self.source.sightings()
     }
 
     /// Whether so much is watched that is no longer wanted that it is time for [`Tree::renew`].
@@ -272,12 +286,7 @@ impl Tree {
 
     /// Looks at the polled spines that are due.
     pub(super) fn poll(&mut self, now: Instant, sink: &mut dyn Sink) {
-        let due: Vec<SpineId> = self
-            .spines
-            .iter()
-            .filter(|(_, spine)| spine.poll.is_some_and(|(at, _)| at <= now))
-            .map(|(id, _)| *id)
-            .collect();
+        let due: Vec<SpineId> = self.polled.iter().filter(|(_, (at, _))| *at <= now).map(|(id, _)| *id).collect();
         if !due.is_empty() {
             self.source.reopen();
             self.compare(&due, now, sink);
@@ -286,29 +295,11 @@ impl Tree {
 
     /// When [`Tree::poll`] has something to do.
     pub(super) fn next_poll(&self) -> Option<Instant> {
-        self.spines.values().filter_map(|spine| spine.poll.map(|(at, _)| at)).min()
+        self.polled.values().map(|(at, _)| *at).min()
     }
 
-    pub(super) fn coverage(&self) -> Vec<Coverage> {
-        let mut all: Vec<Coverage> = Vec::new();
-        for spine in self.spines.values() {
-            for target in spine.targets.iter() {
-                let how = match target.seen {
-                    Seen::Unreadable(errno) => How::Blind { why: format!("cannot look at it: {errno}") },
-                    Seen::Present { .. } | Seen::Absent => spine.how.clone(),
-                };
-                all.extend(target.resources().iter().map(|resource| Coverage {
-                    interest: Interest { path: target.path().clone(), resource: resource.clone() },
-                    how: how.clone(),
-                }));
-            }
-        }
-        all.extend(self.refused.iter().map(|interest| Coverage {
-            interest: interest.clone(),
-            how: How::Blind { why: "not an absolute, normalised path".to_owned() },
-        }));
-        all.sort_by(|a, b| a.interest.cmp(&b.interest));
-        all
+    pub(super) fn coverage(&self) -> Coverage {
+        coverage::survey(self.spines.values().map(|spine| (&spine.guarded, &spine.targets)), &self.refused)
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -327,8 +318,7 @@ impl Tree {
             holds: HashSet::new(),
             targets: Targets::default(),
             directory: None,
-            how: How::Watched,
-            poll: None,
+            guarded: Guarded::new(),
         };
         self.spines.insert(id, spine);
         id
@@ -336,6 +326,7 @@ impl Tree {
 
     fn remove_spine(&mut self, id: SpineId) {
         let Some(spine) = self.spines.remove(&id) else { return };
+        self.polled.remove(&id);
         self.by_parent.remove(&spine.parent);
         for target in spine.targets.iter() {
             if let Some(wd) = target.mark() {
@@ -405,10 +396,12 @@ impl Tree {
         // Only validated paths become spines, so there always are components.
         let components = walk::components(&parent).unwrap_or_default();
         let mut walk = walk::walk(&self.root, components, Some(&mut self.source));
+        let mut nearest = walk.steps.last().map(|(wd, _)| *wd);
         let mut holds: HashSet<(Wd, Option<OsString>)> =
             walk.steps.into_iter().map(|(wd, name)| (wd, Some(name))).collect();
         if let End::Directory(Directory { wd: Some(wd), .. }) = &walk.end {
             holds.insert((*wd, None));
+            nearest = Some(*wd);
         }
         self.hold(id, holds);
         for index in indices {
@@ -430,6 +423,7 @@ impl Tree {
         }
         self.cover(id, walk.failed, walk.silent, now);
         if let Some(spine) = self.spines.get_mut(&id) {
+            spine.guarded.guarded_by(nearest);
             spine.directory = match walk.end {
                 End::Directory(directory) if Some(directory.mount()) == self.root_mount => Some(directory),
                 End::Directory(_) | End::Missing | End::Unreadable(_) => None,
@@ -440,12 +434,15 @@ impl Tree {
 
     /// Records one look at a target.
     fn seen(&mut self, id: SpineId, index: usize, seen: &Glance, mark: Option<Wd>, looked: &mut Looked) {
-        let Some(target) = self.spines.get_mut(&id).and_then(|spine| spine.targets.at_mut(index)) else { return };
+        let Some(spine) = self.spines.get_mut(&id) else { return };
+        let Some(target) = spine.targets.at_mut(index) else { return };
         let seen = Seen::new(seen, &self.key, SystemTime::now());
         if target.seen.differs_from(seen) {
             looked.differing.extend(target.resources().iter().cloned());
         }
+        let n_unreadable = coverage::n_unreadable(target);
         target.seen = seen;
+        spine.guarded.recount(n_unreadable, target);
         let before = target.set_mark(mark);
         if before == mark {
             return;
@@ -513,22 +510,24 @@ impl Tree {
     /// Records how a spine is guarded, and when it is to be polled.
     fn cover(&mut self, id: SpineId, failed: Option<ArmError>, silent: Option<&'static str>, now: Instant) {
         let Some(spine) = self.spines.get_mut(&id) else { return };
-        let unreadable = spine.targets.iter().any(|target| matches!(target.seen, Seen::Unreadable(_)));
         let (how, interval) = match (failed, silent) {
             (Some(error), _) => (How::Polled { why: error.to_string() }, Some(POLL)),
             (None, Some(why)) => (How::Polled { why: why.to_owned() }, Some(POLL_SILENT)),
-            (None, None) if unreadable => (How::Watched, Some(POLL_SILENT)),
+            (None, None) if spine.guarded.has_unreadable() => (How::Watched, Some(POLL_SILENT)),
             (None, None) => (How::Watched, None),
         };
-        spine.poll = interval.map(|interval| (now + interval, interval));
-        if spine.how != how {
+        match interval {
+            Some(interval) => self.polled.insert(id, (now + interval, interval)),
+            None => self.polled.remove(&id),
+        };
+        if spine.guarded.how != how {
             match &how {
                 How::Polled { why } | How::Blind { why } => {
                     tracing::warn!(path = %spine.parent.display(), why, "polling instead of watching");
                 }
                 How::Watched => tracing::info!(path = %spine.parent.display(), "watching again"),
             }
-            spine.how = how;
+            spine.guarded.how = how;
         }
     }
 }

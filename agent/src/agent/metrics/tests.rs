@@ -51,6 +51,7 @@ fn rendered() -> String {
         numbers: &numbers,
         watcher: watch::Stats { n_watches: 7, n_events: 99, n_overflows: 1 },
         coverage: &[("watched", 10), ("polled", 1), ("blind", 0)],
+        n_failed_tests: 2,
         guard: Readiness { n_guarded: 8, n_copies: 16 },
     })
 }
@@ -105,6 +106,7 @@ fn a_text_says_what_status_says_in_the_format_of_prometheus() {
     check(r#"rekindle_watches{coverage="polled"}"#, 1.0);
     check("rekindle_watch_events_total", 99.0);
     check("rekindle_watch_overflows_total", 1.0);
+    check("rekindle_watch_failed_tests_total", 2.0);
     check("rekindle_guarded_files", 8.0);
     check(r#"rekindle_repair_duration_seconds_bucket{path="guard",le="0.00001"}"#, 0.0);
     check(r#"rekindle_repair_duration_seconds_bucket{path="guard",le="0.00005"}"#, 1.0);

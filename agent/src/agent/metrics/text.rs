@@ -24,13 +24,15 @@ pub struct Facts<'a> {
     pub watcher: watch::Stats,
     /// Declared paths by how changes are noticed: the word and how many.
     pub coverage: &'a [(&'static str, usize)],
+    /// Times that the watcher failed its self-test.
+    pub n_failed_tests: u64,
     /// What the guard has ready.
     pub guard: Readiness,
 }
 
 /// Writes the text.
 pub fn render(facts: &Facts<'_>) -> String {
-    let Facts { status, numbers, watcher, coverage, guard } = facts;
+    let Facts { status, numbers, watcher, coverage, n_failed_tests, guard } = facts;
     let mut text = Text::default();
     let policy = status.policy.as_ref();
     text.family("rekindle_info", GAUGE, "Which agent, mode and policy.");
@@ -121,6 +123,7 @@ pub fn render(facts: &Facts<'_>) -> String {
     text.gauge("rekindle_kernel_watches", "Watches and marks held in the kernel.", watcher.n_watches);
     text.counter("rekindle_watch_events_total", "Events read from the kernel.", watcher.n_events);
     text.counter("rekindle_watch_overflows_total", "Times that the kernel's queue overflowed.", watcher.n_overflows);
+    text.counter("rekindle_watch_failed_tests_total", "Times that the watcher failed its self-test.", *n_failed_tests);
     text.gauge("rekindle_guarded_files", "Files that would be put back at once.", guard.n_guarded);
     text.gauge("rekindle_staged_copies", "Copies that lie ready for that.", guard.n_copies);
 

@@ -6,6 +6,7 @@
 //! is watched is exactly what was looked at, whatever happens to its name meanwhile.
 
 use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,7 +14,9 @@ use rustix::io::Errno;
 
 use self::fanotify::Fanotify;
 use self::inotify::Inotify;
+use super::canary::Sighting;
 use super::{By, Options, Sources};
+use crate::host::nest;
 use crate::host::process::{Witness, witness};
 
 mod fanotify;
@@ -113,6 +116,11 @@ pub(super) enum Purpose {
     FileItself,
 }
 
+/// Whether everything that is known of a witness says that it is this very process.
+fn is_myself(witness: &Witness) -> bool {
+    witness.is_self() && witness.info.is_none_or(|info| info.pid == witness.pid)
+}
+
 /// What fanotify said about the process that caused an event.
 #[derive(Debug)]
 struct Writer {
@@ -178,15 +186,32 @@ pub(super) struct Source {
     fanotify: Option<Fanotify>,
     sources: Sources,
     max_watches: usize,
+    canary: Vec<Egg>,
+    sightings: Vec<Sighting>,
+}
+
+/// A watch of the canary.
+#[derive(Debug)]
+struct Egg {
+    wd: Wd,
+    /// Something happened that explains why the kernel stops watching it.
+    is_gone: bool,
 }
 
 impl Source {
     /// Opens what can be had. Where nothing can, every arming fails and says why.
-    pub(super) fn open(options: Options) -> Self {
+    pub(super) fn open(options: &Options) -> Self {
         // First thing: instances are few, and every daemon of root takes from the same.
         let inotify = Inotify::open();
         let fanotify = open_fanotify(options.sources);
-        Self { inotify, fanotify, sources: options.sources, max_watches: options.max_watches }
+        Self {
+            inotify,
+            fanotify,
+            sources: options.sources,
+            max_watches: options.max_watches,
+            canary: Vec::new(),
+            sightings: Vec::new(),
+        }
     }
 
     /// Tries again to get what could not be had.
@@ -201,6 +226,20 @@ impl Source {
         // The old one first: groups are few as well.
         self.fanotify = None;
         self.fanotify = open_fanotify(self.sources);
+        self.canary.clear();
+    }
+
+    /// Watches the directory of the canary with every source that can be had. Returns which these are.
+    pub(super) fn arm_canary(&mut self, directory: BorrowedFd<'_>) -> BTreeSet<By> {
+        let fanotify = self.fanotify.as_mut().and_then(|source| source.arm(directory, Purpose::Entries, usize::MAX));
+        let inotify = self.inotify.arm(directory, Purpose::Entries, usize::MAX).ok();
+        self.canary = fanotify.into_iter().chain(inotify).map(|wd| Egg { wd, is_gone: false }).collect();
+        self.canary.iter().map(|egg| egg.wd.by()).collect()
+    }
+
+    /// What was seen of the canary since the last call.
+    pub(super) fn sightings(&mut self) -> Vec<Sighting> {
+        std::mem::take(&mut self.sightings)
     }
 
     /// Whether the kernel still watches so much that is no longer wanted that it is time to begin anew.
@@ -248,12 +287,38 @@ impl Source {
 
     /// Reads one buffer full of events from each source. Returns how many.
     pub(super) fn read(&mut self, mut on_event: impl FnMut(&Event<'_>)) -> Result<u64, Errno> {
+        let Self { inotify, fanotify, canary, sightings, .. } = self;
+        let mut on_event = |event: &Event<'_>| {
+            if let Some(egg) = canary.iter_mut().find(|egg| egg.wd == event.wd) {
+                sightings.extend(egg.sighting(event));
+            }
+            on_event(event);
+        };
         let mut n_events = 0;
-        if let Some(fanotify) = &mut self.fanotify {
+        if let Some(fanotify) = fanotify {
             n_events += fanotify.read(&mut on_event)?;
         }
-        n_events += self.inotify.read(&mut on_event)?;
+        n_events += inotify.read(&mut on_event)?;
         Ok(n_events)
+    }
+}
+
+impl Egg {
+    fn sighting(&mut self, event: &Event<'_>) -> Option<Sighting> {
+        let by = self.wd.by();
+        self.is_gone |= event.flags.intersects(Flags::DELETE_SELF.union(Flags::UNMOUNT));
+        if event.flags.intersects(Flags::IGNORED) {
+            return Some(if self.is_gone { Sighting::Gone } else { Sighting::Lost(by) });
+        }
+        if event.name != nest::EGG.as_bytes() {
+            return None;
+        }
+        // Content, not arrival alone: a source that names the wrong process is worse than one that names none.
+        let is_right = match by {
+            By::Inotify => true,
+            By::Fanotify => event.witness().is_some_and(|witness| is_myself(&witness)),
+        };
+        Some(if is_right { Sighting::Seen(by) } else { Sighting::Mistaken(by) })
     }
 }
 
