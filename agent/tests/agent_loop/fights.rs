@@ -61,6 +61,37 @@ fn case_31_a_second_enforcer_is_named_with_both_values_and_after_a_while_a_reima
 }
 
 #[test]
+fn a_storm_of_drift_is_repaired_and_told_of_once() {
+    let names: Vec<String> = (0..300).map(|number| format!("/etc/many/{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let host = Host::new();
+    std::fs::create_dir_all(host.at("/etc/many")).unwrap();
+    for name in &names {
+        write(&host.at(name), GOOD);
+    }
+    let agent = host.guard(&names);
+    // However slow the machine is: drift goes on until there is too much of it.
+    let mut next = names.iter().cycle();
+    let status = agent.wait("the storm", |status| {
+        for name in next.by_ref().take(20) {
+            write(&agent.at(name), "evil\n");
+        }
+        status.storm_since.is_some()
+    });
+    assert!(status.n_repairs > 400, "{}", status.n_repairs);
+    for name in &names {
+        agent.wait_for_file(&agent.at(name), |text| text == GOOD);
+    }
+    let status = agent.wait("everything in sync", |status| status.resources.in_sync == names.len());
+    assert!(status.contested.is_empty(), "each was changed a few times: {:?}", status.contested);
+    let told = agent
+        .outbox()
+        .into_iter()
+        .filter(|message| matches!(message, OutgoingBody::Alert(alert) if alert.event == Event::DriftStorm));
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
 fn case_32_a_continuous_toucher_causes_no_repair() {
     let agent = Host::new().guard(&["/etc/motd"]);
     let before = agent.wait("the first state", |status| status.resources.in_sync == 1).n_repairs;
