@@ -277,6 +277,9 @@ impl<'a> Run<'a, '_> {
         let step = steps.first().copied();
         let result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
         self.epoch += 1;
+        if result.is_err() {
+            self.context.record.note_interrupted(&resource.id);
+        }
         let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
         self.conclude(&[(step, &outcome)], clock);
         ResourceReport { overtaken, displaced: backup, ..report(resource, step, outcome) }
@@ -311,15 +314,18 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    /// Removes the temporary files that a killed run left beside the paths it was working on.
+    /// Removes the temporary files that a killed run, or a step that failed, left beside the paths it was working on.
     fn remove_leftovers(&mut self) {
         for id in self.context.record.take_interrupted() {
             let paths = self.request.desired.get(&id).map(|resource| resource.watched().paths).unwrap_or_default();
             for path in paths {
                 match self.context.host.root.remove_leftovers(&path) {
                     Ok(0) => {}
-                    Ok(n_removed) => tracing::info!(resource = %id, n_removed, "removed what a killed run left"),
-                    Err(e) => tracing::warn!(resource = %id, error = %e, "could not look for what a killed run left"),
+                    Ok(n_removed) => tracing::info!(resource = %id, n_removed, "removed what an earlier run left"),
+                    Err(e) => {
+                        tracing::warn!(resource = %id, error = %e, "could not remove what an earlier run left");
+                        self.context.record.note_interrupted(&id);
+                    }
                 }
             }
         }

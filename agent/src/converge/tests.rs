@@ -2,6 +2,7 @@
 
 mod attributes;
 mod debts;
+mod faults;
 mod labels;
 mod laws;
 mod paths;

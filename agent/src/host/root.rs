@@ -3,7 +3,7 @@
 //! Nothing here opens a path from `/` by string: each operation resolves the parent directory to a descriptor and acts on
 //! the last component relative to it, so what was checked is what is acted on. The last component is never followed.
 //! A file is replaced whole or not at all: no reader ever sees a part of it, and after a power cut there is either the old
-//! or the new one.
+//! or the new one. The one exception is a file that something is mounted on, which nothing can replace.
 
 mod attributes;
 mod labels;
@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Gid, OFlags, Uid};
@@ -47,6 +48,15 @@ pub struct Root {
     path: PathBuf,
     /// What the labels of paths should be, where somebody says so.
     labels: Option<Labels>,
+}
+
+/// How a file was put where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// A new inode took its name, in one step.
+    Replaced,
+    /// The inode was written to, because something is mounted on it.
+    InPlace,
 }
 
 impl Root {
@@ -166,10 +176,16 @@ impl Root {
     /// file; a directory there is an error (`IsADirectory`). The `user.*` attributes of a replaced regular file are carried
     /// over, and its label where the host's policy names none; an access control list and file capabilities are not: what is
     /// declared has neither.
-    pub fn replace_file(&self, path: &AbsPath, content: &[u8], permissions: Permissions) -> io::Result<()> {
+    ///
+    /// A regular file that something is mounted on cannot be replaced: it is written in place instead, which is not atomic.
+    pub fn replace_file(&self, path: &AbsPath, content: &[u8], permissions: Permissions) -> io::Result<Put> {
         let (dir, name) = self.writable_place(path)?;
         let old = match stat_at(&dir, &name)? {
             Some(Metadata { file_type: FileType::Directory, .. }) => return Err(Errno::ISDIR.into()),
+            Some(Metadata { file_type: FileType::File, is_mount: true, .. }) => {
+                let written = self.write_in_place(&dir, &name, content, permissions);
+                return written.map_err(|error| explain(&dir, Some(&name), path, error));
+            }
             Some(Metadata { file_type: FileType::File, .. }) => open_regular(&dir, &name)?,
             Some(Metadata { file_type: FileType::Symlink | FileType::Special, .. }) | None => None,
         };
@@ -182,8 +198,43 @@ impl Root {
         // After the owner, because a change of owner strips the set-user-id bit.
         rustix::fs::fchmod(&file, kernel_mode(permissions.mode))?;
         file.sync_all()?;
-        temporary.rename_to(&name).map_err(|error| explain(&dir, Some(&name), path, error))?;
-        sync_directory(&dir)
+        match temporary.rename_to(&name) {
+            Ok(()) => {}
+            // Mounted there meanwhile, or the kernel does not tell of mounts.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && old.is_some() => {
+                return self
+                    .write_in_place(&dir, &name, content, permissions)
+                    .map_err(|error| explain(&dir, Some(&name), path, error));
+            }
+            Err(error) => return Err(explain(&dir, Some(&name), path, error)),
+        }
+        sync_directory(&dir)?;
+        Ok(Put::Replaced)
+    }
+
+    /// Writes a file that cannot be replaced. A reader, and whoever comes after a power cut, may see both contents mixed; the
+    /// length is right last, so that what was there is not cut off before what should be there is.
+    fn write_in_place(&self, dir: &OwnedFd, name: &OsStr, content: &[u8], permissions: Permissions) -> io::Result<Put> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())?);
+        let metadata = self.inspect_open(dir, name, &file)?;
+        if metadata.file_type != FileType::File {
+            return Err(not_a_regular_file(metadata.file_type));
+        }
+        // What comes may be for fewer eyes than what was there.
+        change_owner(&file, permissions)?;
+        rustix::fs::fchmod(&file, kernel_mode(permissions.mode))?;
+        let inode = Inode::Open(file.as_fd());
+        if let Some(label) = &metadata.extras.label {
+            inode.set_label(&label.wanted)?;
+        }
+        inode.remove_extras()?;
+        file.write_all_at(content, 0)?;
+        file.set_len(u64::try_from(content.len()).map_err(io::Error::other)?)?;
+        // Both the list's removal and the writing may have changed it.
+        rustix::fs::fchmod(&file, kernel_mode(permissions.mode))?;
+        file.sync_all()?;
+        Ok(Put::InPlace)
     }
 
     /// Puts a symbolic link at `path`, atomically and durably. A directory there is an error.

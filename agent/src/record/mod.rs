@@ -143,7 +143,14 @@ impl Record {
         }
     }
 
-    /// The resources whose step was cut short before this record was opened, once.
+    /// Has a resource looked after at the next run: its step failed, and a disk that fails may not let go of temporary files.
+    pub(crate) fn note_interrupted(&mut self, resource: &ResourceId) {
+        if !self.interrupted.contains(resource) {
+            self.interrupted.push(resource.clone());
+        }
+    }
+
+    /// The resources whose step was cut short before this record was opened, or failed since, once.
     pub(crate) fn take_interrupted(&mut self) -> Vec<ResourceId> {
         std::mem::take(&mut self.interrupted)
     }

@@ -97,8 +97,13 @@ pub fn diff(
                 place::permission_changes(&mut changes, &observed.metadata, names, &spec.ownership);
                 let n_links = observed.metadata.n_links;
                 // Another name alone changes nothing here; with a step it is shown, because the step leaves it behind.
-                if n_links > 1 && !changes.is_empty() {
+                if n_links > 1 && !observed.metadata.is_mount && !changes.is_empty() {
                     changes.push(Change::value("links", Some(n_links.to_string()), Some("1".to_owned())));
+                }
+                let same = matches!(&observed.node, Node::File(content) if content[..] == spec.content[..]);
+                if observed.metadata.is_mount && !same {
+                    let how = "in place, not at once: something is mounted on it".to_owned();
+                    changes.push(Change::value("method", None, Some(how)));
                 }
             }
             if changes.is_empty() { Verdict::InSync } else { Verdict::Drift(Drift { action: Action::Update, changes }) }
@@ -121,7 +126,7 @@ pub fn apply(
         (Ensure::Present(spec), Observation::Absent) => {
             let permissions = spec.ownership.permissions(path, names)?;
             place::make_parents(root, path)?;
-            root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))
+            place::put(root, path, &spec.content, permissions, "create", None)
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
             let permissions = spec.ownership.permissions(path, names)?;
@@ -134,12 +139,11 @@ pub fn apply(
                     .map_err(place::failure("set the owner and mode of", path, metadata)),
                 Node::File(_) | Node::Unread | Node::Symlink(_) | Node::Special => {
                     place::unlock(root, path, observed)?;
-                    root.replace_file(path, &spec.content, permissions)
-                        .map_err(place::failure("replace", path, metadata))
+                    place::put(root, path, &spec.content, permissions, "replace", metadata)
                 }
                 Node::Directory => {
                     place::remove(root, path, observed)?;
-                    root.replace_file(path, &spec.content, permissions).map_err(place::failure("create", path, None))
+                    place::put(root, path, &spec.content, permissions, "create", None)
                 }
             }
         }

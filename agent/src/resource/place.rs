@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{AbsPath, Action, ApplyError, Change, Drift, Mode, Names, Observation, Principal, text};
-use crate::host::root::{Extras, FileType, Metadata, Permissions, Root};
+use crate::host::root::{Extras, FileType, Metadata, Permissions, Put, Root};
 
 /// The longest content that is read from the host, and so the longest that is kept as a backup.
 pub const MAX_CONTENT: u64 = 16 * 1024 * 1024;
@@ -243,6 +243,22 @@ pub(super) fn failure(
         };
         ApplyError::Path { operation, path, hint, source }
     }
+}
+
+/// Puts a file at a path; `metadata` is what was seen there.
+pub(super) fn put(
+    root: &Root,
+    path: &AbsPath,
+    content: &[u8],
+    permissions: Permissions,
+    operation: &'static str,
+    metadata: Option<&Metadata>,
+) -> Result<(), ApplyError> {
+    match root.replace_file(path, content, permissions).map_err(failure(operation, path, metadata))? {
+        Put::Replaced => {}
+        Put::InPlace => tracing::warn!(path = %path, "written in place, because something is mounted on it"),
+    }
+    Ok(())
 }
 
 /// Clears the flags that refuse changes, when what stands at a path was seen to have some.

@@ -44,6 +44,8 @@ pub struct Metadata {
     pub identity: (u64, u64),
     /// Change time, in nanoseconds since the epoch.
     pub ctime_ns: i128,
+    /// Whether something is mounted on the very path, as containers do with single files. `false` before Linux 5.8.
+    pub is_mount: bool,
     /// Flags that refuse changes.
     pub flags: Flags,
     /// What grants more than owner, group and mode do. Of a link only the label is read, of a special file nothing.
@@ -206,6 +208,7 @@ fn to_metadata(statx: &Statx) -> Metadata {
         n_links: u64::from(statx.stx_nlink),
         identity: (rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor), statx.stx_ino),
         ctime_ns: i128::from(statx.stx_ctime.tv_sec) * 1_000_000_000 + i128::from(statx.stx_ctime.tv_nsec),
+        is_mount: statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
         flags: Flags {
             immutable: statx.stx_attributes.contains(StatxAttributes::IMMUTABLE),
             append_only: statx.stx_attributes.contains(StatxAttributes::APPEND),

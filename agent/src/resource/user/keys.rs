@@ -177,9 +177,9 @@ pub(super) fn apply(
         }
         Some(file) => {
             place::unlock(root, path, file)?;
-            root.replace_file(path, &content, owned(FILE_MODE)).map_err(place::failure("write", path, None))
+            place::put(root, path, &content, owned(FILE_MODE), "write", None)
         }
-        None => root.replace_file(path, &content, owned(FILE_MODE)).map_err(place::failure("write", path, None)),
+        None => place::put(root, path, &content, owned(FILE_MODE), "write", None),
     }
 }
 
