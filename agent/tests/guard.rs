@@ -5,6 +5,8 @@
 #[path = "guard_common/attributes.rs"]
 mod attributes;
 mod guard_common;
+#[path = "guard_common/writes.rs"]
+mod writes;
 
 use std::fs;
 use std::io::{Seek, Write};
