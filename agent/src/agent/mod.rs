@@ -577,6 +577,7 @@ async fn answer(
                 blind: coverage.n_blind,
             };
             status.degraded_watches = complaints(coverage).chain(bus).collect();
+            status.n_guarded = guard.readiness().n_guarded;
             Answer::Status(Box::new(status))
         }
         Request::Look => {
@@ -640,6 +641,7 @@ fn first_status(settings: &Settings) -> Status {
         degraded_watches: Vec::new(),
         n_watched: 0,
         watches: WatchCounts::default(),
+        n_guarded: 0,
         activity: String::new(),
         last_run: None,
         n_repairs: 0,

@@ -46,6 +46,9 @@ pub struct Status {
     /// The same paths, by how changes of them are noticed.
     #[serde(default)]
     pub watches: WatchCounts,
+    /// Files that the guard puts back at once, now.
+    #[serde(default)]
+    pub n_guarded: usize,
     /// What the agent does right now; empty when idle.
     pub activity: String,
     /// The last run.

@@ -152,6 +152,10 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     for line in &status.degraded_watches {
         out.line(format_args!("           {WARN}{line}{WARN:#}"))?;
     }
+    if status.n_guarded > 0 {
+        let files = if status.n_guarded == 1 { "file" } else { "files" };
+        out.line(format_args!("guarding   {} {files}, put back at once from copies", status.n_guarded))?;
+    }
     if !status.activity.is_empty() {
         out.line(format_args!("now        {}", status.activity))?;
     }

@@ -212,7 +212,10 @@ impl Guard {
 
     /// Leaves one file alone until a time: somebody fights over it.
     pub fn hold(&self, resource: &ResourceId, until: Instant) {
-        self.shared.table().held.insert(resource.clone(), until);
+        let now = Instant::now();
+        let mut table = self.shared.table();
+        table.held.retain(|_, until| *until > now);
+        table.held.insert(resource.clone(), until);
     }
 
     /// What is ready now.
