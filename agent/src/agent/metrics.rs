@@ -81,9 +81,10 @@ impl Loop {
             numbers: &self.shared.numbers,
             watcher,
             coverage: &[
-                ("watched", coverage.n_fanotify + coverage.n_inotify),
-                ("polled", coverage.n_polled),
-                ("blind", coverage.n_blind),
+                ("watched", "fanotify", coverage.n_fanotify),
+                ("watched", "inotify", coverage.n_inotify),
+                ("polled", "none", coverage.n_polled),
+                ("blind", "none", coverage.n_blind),
             ],
             n_failed_tests: coverage.n_failed_tests,
             guard,

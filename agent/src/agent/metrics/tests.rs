@@ -50,7 +50,7 @@ fn rendered() -> String {
         status: &status(),
         numbers: &numbers,
         watcher: watch::Stats { n_watches: 7, n_events: 99, n_overflows: 1 },
-        coverage: &[("watched", 10), ("polled", 1), ("blind", 0)],
+        coverage: &[("watched", "fanotify", 10), ("polled", "none", 1), ("blind", "none", 0)],
         n_failed_tests: 2,
         guard: Readiness { n_guarded: 8, n_copies: 16 },
     })
@@ -103,7 +103,7 @@ fn a_text_says_what_status_says_in_the_format_of_prometheus() {
     check(r#"rekindle_drifts_total{answer="repaired_by_run"}"#, 1.0);
     check(r#"rekindle_drifts_total{answer="left"}"#, 4.0);
     check(r#"rekindle_runs_total{scope="everything"}"#, 2.0);
-    check(r#"rekindle_watches{coverage="polled"}"#, 1.0);
+    check(r#"rekindle_watches{coverage="polled",source="none"}"#, 1.0);
     check("rekindle_watch_events_total", 99.0);
     check("rekindle_watch_overflows_total", 1.0);
     check("rekindle_watch_failed_tests_total", 2.0);

@@ -22,8 +22,8 @@ pub struct Facts<'a> {
     pub numbers: &'a Numbers,
     /// Counters of the watcher.
     pub watcher: watch::Stats,
-    /// Declared paths by how changes are noticed: the word and how many.
-    pub coverage: &'a [(&'static str, usize)],
+    /// Declared paths by how changes are noticed, and by whose events: the words and how many.
+    pub coverage: &'a [(&'static str, &'static str, usize)],
     /// Times that the watcher failed its self-test.
     pub n_failed_tests: u64,
     /// What the guard has ready.
@@ -117,8 +117,8 @@ pub fn render(facts: &Facts<'_>) -> String {
     }
 
     text.family("rekindle_watches", GAUGE, "Declared paths, by how changes of them are noticed.");
-    for (how, count) in *coverage {
-        text.sample("rekindle_watches", &[("coverage", how)], *count);
+    for (how, source, count) in *coverage {
+        text.sample("rekindle_watches", &[("coverage", how), ("source", source)], *count);
     }
     text.gauge("rekindle_kernel_watches", "Watches and marks held in the kernel.", watcher.n_watches);
     text.counter("rekindle_watch_events_total", "Events read from the kernel.", watcher.n_events);
