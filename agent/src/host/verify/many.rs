@@ -7,13 +7,16 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::ResolveFlags;
+use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::one::{self, At, Buffers};
 use super::{Answer, Entry, Root, Seen};
 use crate::host::root::resolve::{DIRECTORY_FLAGS, DIRECTORY_RESOLVE};
 use crate::host::uring::{ARENA, DEPTH, Ring, Stuck};
+
+/// Opens a name only to look at it; a link is not followed, and nothing is done to a device.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Directories that are open at once.
 const MAX_DIRECTORIES: usize = 64;
@@ -56,11 +59,13 @@ pub(super) fn verify<E: Borrow<Entry>>(
         let (group, later) = rest.split_at(length);
         let dirs = open_directories(root, ring, &paths);
         let mut items = Vec::with_capacity(group.len());
+        let mut here = paths.iter().zip(&dirs).peekable();
         for (offset, entry) in group.iter().enumerate() {
             let entry = entry.borrow();
             let (directory, name) = entry.split();
-            let at = paths.iter().position(|path| *path == directory).and_then(|place| dirs.get(place));
-            match at {
+            // In the order of the entries, as they were collected.
+            while here.next_if(|(path, _)| **path != directory).is_some() {}
+            match here.peek().map(|(_, dir)| *dir) {
                 Some(At::Open(dir)) => items.push(Item { index: first + offset, entry, dir: dir.as_fd(), name }),
                 Some(At::Nothing) => each(first + offset, Answer::Differs),
                 Some(At::Unknown(errno)) => each(first + offset, Answer::Unknown(*errno)),
@@ -134,13 +139,14 @@ fn answer(ring: &mut Ring, batch: &[Item<'_>], buffers: &mut Buffers) -> Result<
         }
     };
 
-    // As with one file: looked at before it is opened, because opening a device can act on it.
+    // As with one file: looked at before it is opened for reading, because that can act on a device. Through a descriptor and not
+    // with a request to look, which the kernel always hands to a thread of its own, even when it need not wait.
     let places: Vec<(BorrowedFd<'_>, &[u8])> = batch.iter().map(|item| (item.dir, item.name)).collect();
-    let looks = ring.look_all(&places, one::WANTED)?;
+    let found = ring.open_all(&places, LOOK, ResolveFlags::empty())?;
     let mut likely: Vec<(usize, &Item<'_>)> = Vec::with_capacity(batch.len());
-    for (place, (item, look)) in batch.iter().zip(looks).enumerate() {
-        match look {
-            Ok(statx) if Seen::from(&statx).may_be(item.entry) => likely.push((place, item)),
+    for (place, (item, found)) in batch.iter().zip(found).enumerate() {
+        match found.and_then(|found| one::seen_of(&found)) {
+            Ok(seen) if seen.may_be(item.entry) => likely.push((place, item)),
             Ok(_) | Err(Errno::NOENT) => put(place, Answer::Differs),
             Err(_) => {}
         }

@@ -23,7 +23,7 @@ const MAX_LABEL: usize = 64 * 1024;
 
 const LABEL: &str = "security.selinux";
 
-pub(super) const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 
 /// Never waits, never follows, never becomes a controlling terminal, and leaves no trace in the access time.
 pub(super) const FLAGS: OFlags = OFlags::RDONLY
