@@ -22,7 +22,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+
+/// As many files as a child may open without asking for more: what every program may expect.
+const OPEN_FILES: u64 = 1024;
 
 /// A foreign program to run.
 #[derive(Debug, Clone)]
@@ -302,11 +305,15 @@ fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io:
         .stdin(stdin)
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?);
-    // SAFETY: the closure makes two system calls, which are safe between fork and exec, and allocates nothing.
+    // SAFETY: the closure makes a few system calls, which are safe between fork and exec, and allocates nothing.
     unsafe {
         process.pre_exec(|| {
             // The agent's own mask is stricter than what maintainer scripts and account tools expect.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+            // The agent takes all that it may have; but rpm and others close every descriptor that there could be.
+            let limit = rustix::process::getrlimit(Resource::Nofile);
+            let current = Some(limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES)));
+            rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
             rustix::process::setsid().map(drop).map_err(io::Error::from)
         });
     }

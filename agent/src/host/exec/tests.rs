@@ -47,6 +47,14 @@ fn the_child_leads_a_session_of_its_own_and_has_no_other_descriptors() {
 }
 
 #[test]
+fn the_child_may_open_as_many_files_as_programs_expect() {
+    crate::host::thread::raise_open_files();
+    let output = run_direct(&shell("ulimit -S -n")).unwrap();
+    let limit: u64 = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
+    assert!(limit <= OPEN_FILES, "{limit}");
+}
+
+#[test]
 fn the_deadline_ends_everything_that_was_started() {
     let mut command = shell("sleep 600 & echo $!; wait");
     command.deadline = Duration::from_millis(300);
