@@ -8,16 +8,18 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rekindle::watch::{DirtySet, Hint, How, Options, SelfTest, Sources, WatchError, Watcher};
+use rekindle::watch::{DirtySet, Hint, How, Options, Sources, WatchError, Watcher};
 
+#[path = "watch_common/storm.rs"]
+mod storm;
 mod watch_common;
+use storm::storm;
 use watch_common::{DEADLINE, Guard, for_each_source, interest};
 
 fn write(path: impl AsRef<Path>, content: &str) {
@@ -40,21 +42,6 @@ impl Gate {
     fn open(&self) {
         *self.is_open.lock().unwrap() = true;
         self.opened.notify_all();
-    }
-}
-
-/// Files that it takes to overflow the queue of either source: fanotify merges all that happens to one of them.
-fn storm(directory: &Path) {
-    let limits = ["/proc/sys/fs/inotify/max_queued_events", "/proc/sys/fs/fanotify/max_queued_events"];
-    let limit = limits.iter().filter_map(|path| fs::read_to_string(path).ok()).map(|text| text.trim().parse().unwrap());
-    let n_files: usize = limit.max().unwrap_or(16384) + 1000;
-    write(directory.join("f"), "x");
-    for i in 0..n_files {
-        fs::rename(
-            directory.join(if i == 0 { "f".into() } else { format!("f{i}") }),
-            directory.join(format!("f{}", i + 1)),
-        )
-        .unwrap();
     }
 }
 
@@ -130,189 +117,6 @@ fn case_22_no_watch_at_all_is_no_reason_to_stop() {
         guard.expect("/d/t");
         assert_eq!(guard.watcher.stats().n_watches, 0);
     });
-}
-
-/// Runs the test of this name again, in a user namespace of its own in which `limit` was written to the file `sysctl`.
-fn with_limit(test: &str, sysctl: &str, limit: &str, inner: fn()) {
-    const IS_INNER: &str = "REKINDLE_TEST_HAS_LIMIT";
-    if std::env::var_os(IS_INNER).is_some() {
-        return inner();
-    }
-    let script = format!("echo {limit} > /proc/sys/user/{sysctl} && exec \"$0\" --exact {test} --nocapture");
-    let output = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", &script])
-        .arg(std::env::current_exe().unwrap())
-        .env(IS_INNER, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("unshare failed") && std::env::var_os("CI").is_none() {
-        eprintln!("not run: {said}");
-        return;
-    }
-    assert!(output.status.success(), "{}{said}", String::from_utf8_lossy(&output.stdout));
-}
-
-#[test]
-fn case_22_exhausted_watches_mean_polling() {
-    let name = "case_22_exhausted_watches_mean_polling";
-    with_limit(name, "max_inotify_watches", "10", || {
-        let paths: Vec<String> = (0..20).map(|i| format!("/d{i}/t")).collect();
-        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-        let guard = Guard::new(Sources::All, &paths, |root| {
-            for i in 0..20 {
-                fs::create_dir(root.join(format!("d{i}"))).unwrap();
-            }
-        });
-        // One is the root's.
-        let coverage = guard.watcher.coverage();
-        assert_eq!((coverage.n_fanotify, coverage.n_inotify, coverage.n_polled), (0, 9, 11));
-        let is_said = |how: &How| matches!(how, How::Polled { why } if why.contains("max_user_watches"));
-        assert!(coverage.complaints.iter().all(|complaint| is_said(&complaint.how)), "{coverage:?}");
-        for i in 0..20 {
-            write(guard.at(&format!("/d{i}/t")), "new");
-        }
-        guard.expect_all(&paths);
-    });
-}
-
-#[test]
-fn case_23_exhausted_instances_mean_polling() {
-    let name = "case_23_exhausted_instances_mean_polling";
-    with_limit(name, "max_inotify_instances", "0", || {
-        let guard = Guard::new(Sources::All, &["/d/t"], |root| fs::create_dir(root.join("d")).unwrap());
-        let coverage = guard.watcher.coverage();
-        assert_eq!(coverage.n_polled, 1);
-        let [complaint] = &coverage.complaints[..] else { panic!("{coverage:?}") };
-        assert!(matches!(&complaint.how, How::Polled { why } if why.contains("max_user_instances")), "{complaint:?}");
-        write(guard.at("/d/t"), "new");
-        guard.expect("/d/t");
-    });
-}
-
-/// The descriptors by which this process watches the directory `path`, with the number of the watch for those of inotify.
-fn kernel_watches(path: &Path) -> Vec<(OwnedFd, Option<i32>)> {
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    use std::os::unix::fs::MetadataExt;
-    let inode = format!("ino:{:x} ", fs::metadata(path).unwrap().ino());
-    let me = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc/self/fdinfo").unwrap().flatten() {
-        // A descriptor of another test may be closed by now.
-        let Ok(info) = fs::read_to_string(entry.path()) else { continue };
-        let line = info.lines().find(|line| line.contains("notify ") && line.contains(&inode));
-        let Some(line) = line else { continue };
-        let number = entry.file_name().to_str().unwrap().parse().unwrap();
-        let fd = pidfd_getfd(&me, number, PidfdGetfdFlags::empty()).unwrap();
-        let wd = line.split("wd:").nth(1).and_then(|rest| rest.split(' ').next());
-        found.push((fd, wd.map(|wd| i32::from_str_radix(wd, 16).unwrap())));
-    }
-    found
-}
-
-/// How many marks a group of fanotify has.
-fn n_marks(fd: &OwnedFd) -> usize {
-    use std::os::fd::AsRawFd;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
-    info.lines().filter(|line| line.starts_with("fanotify ino:")).count()
-}
-
-fn self_testing(sources: Sources, directory: &Path) -> Options {
-    let self_test = SelfTest {
-        directory: directory.to_owned(),
-        every: Duration::from_millis(50),
-        patience: Duration::from_secs(1),
-    };
-    Options { sources, self_test: Some(self_test), ..Options::default() }
-}
-
-#[test]
-fn case_45_watches_that_silently_stopped_are_armed_anew() {
-    use rustix::fs::inotify::{WatchFlags, add_watch};
-    for_each_source(|sources| {
-        let runtime = tempfile::tempdir().unwrap();
-        let canary = runtime.path().join("canary");
-        let guard = Guard::with(self_testing(sources, &canary), &["/d/t"], |root| {
-            fs::create_dir(root.join("d")).unwrap();
-        });
-        let watches = kernel_watches(&canary);
-        assert_eq!(watches.len(), if sources == Sources::All { 2 } else { 1 });
-        let coverage = guard.watcher.coverage();
-        assert_eq!((coverage.n_failed_tests, coverage.self_test), (0, None));
-        for (fd, wd) in watches {
-            match wd {
-                // Watched for something else, which no event announces.
-                Some(_) => {
-                    for directory in [&canary, &guard.at("/d"), &guard.at("/")] {
-                        add_watch(&fd, directory, WatchFlags::DELETE_SELF).unwrap();
-                    }
-                }
-                None => rekindle::host::fanotify::Group::from(fd).flush().unwrap(),
-            }
-        }
-        guard.expect_hints(|hint| matches!(hint, Hint::Everything { why } if why.contains("self-test")));
-        let deadline = Instant::now() + DEADLINE;
-        while guard.watcher.coverage().self_test.is_some() {
-            assert!(Instant::now() < deadline, "{:?}", guard.watcher.coverage());
-        }
-        assert!(guard.watcher.coverage().n_failed_tests >= 1);
-        guard.settle();
-        write(guard.at("/d/t"), "evil");
-        guard.expect("/d/t");
-    });
-}
-
-#[test]
-fn case_45_a_watch_that_the_kernel_dropped_is_armed_again() {
-    use rustix::fs::inotify::remove_watch;
-    let guard = Guard::new(Sources::InotifyOnly, &["/d/t"], |root| fs::create_dir(root.join("d")).unwrap());
-    for (fd, wd) in kernel_watches(&guard.at("/d")) {
-        remove_watch(&fd, wd.unwrap()).unwrap();
-    }
-    guard.expect("/d/t");
-    guard.settle();
-    write(guard.at("/d/t"), "evil");
-    guard.expect("/d/t");
-}
-
-#[test]
-fn case_45_a_directory_for_tests_that_is_removed_is_no_failure() {
-    for_each_source(|sources| {
-        let runtime = tempfile::tempdir().unwrap();
-        let canary = runtime.path().join("canary");
-        let guard = Guard::with(self_testing(sources, &canary), &["/d/t"], |_| {});
-        fs::remove_dir_all(&canary).unwrap();
-        let deadline = Instant::now() + DEADLINE;
-        let n_watches = if sources == Sources::All { 2 } else { 1 };
-        while !canary.is_dir() || kernel_watches(&canary).len() != n_watches {
-            assert!(Instant::now() < deadline, "{:?}", guard.watcher.coverage());
-            guard.watcher.stats();
-        }
-        let coverage = guard.watcher.coverage();
-        assert_eq!((coverage.n_failed_tests, coverage.self_test), (0, None));
-    });
-}
-
-/// A mark can be removed only through its directory, and these went where the watcher does not look.
-#[test]
-fn marks_of_directories_that_went_elsewhere_do_not_pile_up() {
-    let guard = Guard::new(Sources::All, &["/d/t"], |root| fs::create_dir(root.join("away")).unwrap());
-    for i in 0..300 {
-        fs::create_dir(guard.at("/d")).unwrap();
-        guard.watcher.stats();
-        fs::rename(guard.at("/d"), guard.at(&format!("/away/{i}"))).unwrap();
-        guard.watcher.stats();
-    }
-    assert_eq!(guard.watcher.stats().n_watches, 1);
-    for (fd, wd) in kernel_watches(guard.dir.path()) {
-        if wd.is_none() {
-            assert!(n_marks(&fd) < 100, "{} marks for one directory", n_marks(&fd));
-        }
-    }
-    fs::create_dir(guard.at("/d")).unwrap();
-    guard.settle();
-    write(guard.at("/d/t"), "new");
-    guard.expect("/d/t");
 }
 
 #[test]
