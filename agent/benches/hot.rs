@@ -11,7 +11,7 @@ use std::sync::{Arc, mpsc};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use rekindle::config::Mode as AgentMode;
-use rekindle::converge::{Cause, Plan, Request, Scope, claim_from_nobody, hold_nothing, observe_and_plan};
+use rekindle::converge::{Cause, Plan, Request, Scope, claim_from_nobody, hold_nothing, nobody_seen, observe_and_plan};
 use rekindle::host::Host;
 use rekindle::host::verify::{Entry, Verifier};
 use rekindle::policy::compile::{Inputs, compile};
@@ -83,7 +83,7 @@ fn plan(host: &Host, desired: &DesiredState) -> Plan {
     observe_and_plan(
         host,
         None,
-        &Request { desired, scope, cause, mode, hold: &hold_nothing, claim: &claim_from_nobody },
+        &Request { desired, scope, cause, mode, hold: &hold_nothing, claim: &claim_from_nobody, seen: &nobody_seen },
     )
 }
 

@@ -117,6 +117,56 @@ impl Actor {
         }
     }
 
+    /// A name under which all that it does can be counted: the unit that it is in, or else the program. `None` for nobody.
+    pub fn short(&self) -> Option<String> {
+        if self.is_unknown() {
+            return None;
+        }
+        let program = self.exe.clone().or_else(|| self.name.clone());
+        // People are known by what they run, services by what they are.
+        let of_person = || {
+            program.as_ref().map(|program| match self.person() {
+                Some(person) => format!("{program} of {person}"),
+                None => program.clone(),
+            })
+        };
+        let named = match (&self.container, &self.session) {
+            (Some(container), _) => Some(format!("container {container}")),
+            (None, Some(session)) => Some(of_person().unwrap_or_else(|| format!("session {session}"))),
+            (None, None) => self.user_unit.clone().or_else(|| self.unit.clone()),
+        };
+        let manager = || self.transaction.as_ref().map(|transaction| transaction.manager.clone());
+        named.or_else(of_person).or_else(|| self.home()).or_else(manager).or_else(|| self.person())
+    }
+
+    /// Everything that is known, for people: one line for each fact.
+    pub fn details(&self) -> Vec<String> {
+        let confidence = match self.confidence {
+            Confidence::Exact => "identified while it was there",
+            Confidence::Unit => "gone when it was looked at; its unit is certain",
+            Confidence::Unknown => "not known",
+        };
+        let user = |name: &Option<String>, uid: u32| match name {
+            Some(name) => format!("{name} ({uid})"),
+            None => uid.to_string(),
+        };
+        let facts = [
+            ("process", Some(confidence.to_owned())),
+            ("pid", self.pid.map(|pid| pid.to_string())),
+            ("program", self.exe.clone().or_else(|| self.name.clone())),
+            ("command", self.command.clone()),
+            ("user", self.uid.map(|uid| user(&self.user, uid))),
+            ("logged in as", self.login_uid.map(|uid| user(&self.login_user, uid))),
+            ("session", self.session.clone()),
+            ("unit", self.unit.clone()),
+            ("user unit", self.user_unit.clone()),
+            ("container", self.container.clone()),
+            ("control group", self.cgroup.clone()),
+            ("transaction", self.transaction.as_ref().map(|t| format!("{} at {:.0}: {}", t.manager, t.at, t.what))),
+        ];
+        facts.into_iter().filter_map(|(what, fact)| Some(format!("{what}: {}", fact?))).collect()
+    }
+
     /// The person behind it: who logged in, or else whom it runs as, unless that is root.
     fn person(&self) -> Option<String> {
         let named = |name: &Option<String>, uid: u32| name.clone().unwrap_or_else(|| format!("uid {uid}"));

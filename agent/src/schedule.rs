@@ -13,6 +13,7 @@ mod fights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::actor::Actor;
 use crate::config::{HealthSettings, Settings};
 use crate::converge::{Cause, Outcome, ResourceReport, RunReport, Scope};
 use crate::resource::ResourceId;
@@ -205,7 +206,8 @@ impl Schedule {
                 Outcome::Changed { .. } => {
                     if report.cause == Cause::Drift {
                         self.fights.repaired(id, if report.full { Counts::AsPass } else { Counts::ForAll }, now);
-                        if let Some(displaced) = Displaced::of(resource, None) {
+                        let who = resource.who.as_deref().and_then(Actor::short);
+                        if let Some(displaced) = Displaced::of(resource, who.as_deref()) {
                             self.fights.displaced(id, displaced);
                         }
                     }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use directory::{Enqueued, MAX_QUEUED, Slot, Spool, SpoolError, new_id};
 
+use crate::actor::Actor;
 use crate::resource::{Change, ResourceId};
 
 /// Largest file that a reader accepts, in bytes. A dossier is the largest message.
@@ -116,6 +117,9 @@ pub struct AlertResource {
     pub changes: Vec<Change>,
     /// Id in `rekindle history`.
     pub history: Option<i64>,
+    /// Who made the difference; absent when nothing is known of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<Actor>,
 }
 
 /// The events that alerts are sent for.

@@ -57,6 +57,7 @@ impl Speaker {
                 error: None,
                 changes: repair.changes.clone(),
                 history: repair.step,
+                who: repair.actor.clone(),
             })
             .collect();
         let summary = summarise("repaired", &repaired)?;
@@ -91,6 +92,7 @@ impl Speaker {
                 error: Some(format!("{} of {} is owed: {}", debt.notify, debt.unit, debt.error)),
                 changes: Vec::new(),
                 history: None,
+                who: None,
             });
         }
         let summary = summarise("cannot converge", &failed)?;
@@ -113,6 +115,7 @@ impl Speaker {
                 error: Some(sentence.clone()),
                 changes: Vec::new(),
                 history: None,
+                who: None,
             })
             .collect();
         Some(self.alert(Event::DriftContested, summary, contested, now))
@@ -129,6 +132,7 @@ impl Speaker {
                 error: entry.error.clone(),
                 changes: entry.changes.clone(),
                 history: Some(entry.id),
+                who: entry.actor.clone(),
             })
             .collect();
         let summary = summarise("repaired (told late: the agent was stopped in between)", &repaired)?;
@@ -147,7 +151,10 @@ fn cause_word(cause: Cause) -> &'static str {
 fn summarise(verb: &str, resources: &[AlertResource]) -> Option<String> {
     let first = resources.first()?;
     Some(match resources.len() {
-        1 => format!("{verb} {}", first.resource),
+        1 => match &first.who {
+            Some(who) => format!("{verb} {}, changed by {who}", first.resource),
+            None => format!("{verb} {}", first.resource),
+        },
         n => format!("{verb} {} and {} more", first.resource, n.saturating_sub(1)),
     })
 }
@@ -168,5 +175,6 @@ fn resource(report: &ResourceReport, cause: Cause) -> AlertResource {
         error,
         changes,
         history: report.step,
+        who: report.who.as_deref().filter(|who| !who.is_unknown()).cloned(),
     }
 }

@@ -144,7 +144,7 @@ impl Worker {
         let Some(revision) = self.in_force.as_ref().map(|policy| policy.state.revision().clone()) else { return };
         let time = Timestamp::now();
         let mut run = RunInfo { id: None, started: time, revision, cause: Cause::Drift, full: false };
-        let note = Note { resource, outcome: "contested", action: None, changes: &[], error: summary, time };
+        let note = Note { resource, outcome: "contested", action: None, changes: &[], error: summary, who: None, time };
         if let Err(error) = self.record.note(&mut run, &note) {
             self.record.note_trouble(&error);
         }

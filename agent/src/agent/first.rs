@@ -24,7 +24,13 @@ impl Worker {
             paths.retain(|id| !self.health.failing.contains_key(id));
             let n_paths = paths.len();
             let permit = self.guard.permit();
-            match self.converge_under_lock(&in_force, Scope::Only(paths), &BTreeMap::new(), Turn::First) {
+            match self.converge_under_lock(
+                &in_force,
+                Scope::Only(paths),
+                &BTreeMap::new(),
+                &BTreeMap::new(),
+                Turn::First,
+            ) {
                 Ok(report) => {
                     info!(n_paths, n_repaired = report.changed().count(), took_us = report.duration_us, "looked first");
                     self.arm_guard(permit, &in_force, &report);

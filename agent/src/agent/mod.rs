@@ -20,6 +20,7 @@ pub mod revisions;
 mod scanning;
 pub mod status;
 mod verdicts;
+mod who;
 pub mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,9 @@ use tracing::{debug, info, warn};
 
 use self::control::{Answer, Request};
 use self::status::{Counts, HealthStatus, Status, WatchCounts};
+use self::who::{Arrivals, Seen};
 use self::worker::{Shared, Task, Worker};
+use crate::actor::Actor;
 use crate::config::Settings;
 use crate::converge::Scope;
 use crate::guard::scan::{Pace, Scanner};
@@ -112,6 +115,8 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         // The receiver is gone only while the process ends.
         Err(error) => drop(failures.send(Event::WatcherEnded(error))),
     });
+    let arrivals = Arc::clone(&dirty);
+    let sink = sink.telling(move |resources, witness| arrivals.saw(resources, witness));
     let self_test = Some(SelfTest::within(settings.paths.runtime.join("canary")));
     let options = watch::Options { urgency: Urgency::RealTime, self_test, ..watch::Options::default() };
     let watcher =
@@ -172,6 +177,8 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
         is_publishing: Arc::default(),
         degraded: BTreeSet::new(),
         n_failed_tests: 0,
+        dirty: Arc::clone(&dirty),
+        seen: Seen::default(),
     };
     info!(version = env!("CARGO_PKG_VERSION"), "agent started");
 
@@ -240,6 +247,7 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
 #[derive(Debug, Default)]
 struct Dirty {
     set: Mutex<DirtySet>,
+    arrivals: Mutex<Arrivals>,
     changed: Notify,
 }
 
@@ -252,6 +260,15 @@ impl Dirty {
         if self.set().add(hint) {
             self.changed.notify_one();
         }
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who was seen at something that a hint is about to name.
+    fn saw(&self, resources: &[ResourceId], witness: &Arc<watch::Witness>) {
+        self.arrivals().add(resources, witness);
     }
 
     /// Waits for the next hint. Cancel-safe: nothing is taken before it is returned.
@@ -300,6 +317,8 @@ struct Loop {
     is_publishing: Arc<AtomicBool>,
     degraded: BTreeSet<String>,
     n_failed_tests: u64,
+    dirty: Arc<Dirty>,
+    seen: Seen,
 }
 
 /// Then the agent is ready even if the first look is not over: one file system that does not answer must not keep systemd from
@@ -314,6 +333,8 @@ impl Loop {
         let now = Instant::now();
         match event {
             Event::Hint(hint) => {
+                let arrivals = self.dirty.arrivals().take();
+                self.seen.arrive(arrivals, now);
                 if matches!(hint, Hint::Everything { .. }) {
                     // The run that follows sees everything, but it may be a while until it can begin.
                     self.scanner.look_now();
@@ -395,7 +416,9 @@ impl Loop {
     fn take_repairs(&mut self, repairs: Vec<Repaired>, now: Instant) -> anyhow::Result<()> {
         for repaired in &repairs {
             self.schedule.repaired(&repaired.resource, now);
-            if let Some(displaced) = Displaced::by(&repaired.changes, repaired.action, repaired.backup.as_deref(), None)
+            let who = repaired.actor.as_ref().and_then(Actor::short);
+            if let Some(displaced) =
+                Displaced::by(&repaired.changes, repaired.action, repaired.backup.as_deref(), who.as_deref())
             {
                 self.schedule.displaced(&repaired.resource, displaced);
             }
@@ -432,7 +455,8 @@ impl Loop {
                 debug!(why, ?scope, "run");
                 self.busy_since = Some(now);
                 let held = self.held(now);
-                self.send(Task::Run { scope, held })?;
+                let seen = self.seen.take(&scope, now);
+                self.send(Task::Run { scope, held, seen })?;
             }
             Next::WaitUntil(_) | Next::Running => {}
         }

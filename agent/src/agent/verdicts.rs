@@ -114,6 +114,7 @@ mod tests {
             step: None,
             overtaken: false,
             displaced: None,
+            who: None,
             outcome: outcome.clone(),
         });
         RunReport {

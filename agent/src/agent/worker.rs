@@ -22,6 +22,7 @@ use super::revisions::{InForce, Revisions};
 use super::scanning::Scanned;
 use super::status::Status;
 use super::verdicts::Verdicts;
+use crate::actor::Actor;
 use crate::config::{self, Settings};
 use crate::converge::health::{Effect, Health, Input, MayAsk, State};
 use crate::converge::{self, Cause, Outcome, RunReport, Scope};
@@ -43,6 +44,8 @@ pub enum Task {
         scope: Scope,
         /// Resources that are only to be reported, and why: the back-off of fights.
         held: BTreeMap<ResourceId, String>,
+        /// Who was seen at them.
+        seen: BTreeMap<ResourceId, Actor>,
     },
     /// The guard put files back.
     Repaired(Vec<Repaired>),
@@ -218,7 +221,7 @@ impl Worker {
         self.publish();
         while let Ok(task) = tasks.recv() {
             match task {
-                Task::Run { scope, held } => self.converge(scope, &held),
+                Task::Run { scope, held, seen } => self.converge(scope, &held, &seen),
                 Task::Repaired(repairs) => self.take_repairs(&repairs),
                 Task::Inbox => self.read_inbox(),
                 Task::Reimage { reason, reply } => {
@@ -292,14 +295,14 @@ impl Worker {
         self.write_checkin();
     }
 
-    fn converge(&mut self, scope: Scope, held: &BTreeMap<ResourceId, String>) {
+    fn converge(&mut self, scope: Scope, held: &BTreeMap<ResourceId, String>, seen: &BTreeMap<ResourceId, Actor>) {
         let Some(in_force) = self.in_force.take() else {
             self.tell(Event::Idle);
             return;
         };
         self.shared.status().activity = "converging".to_owned();
         let permit = self.guard.permit();
-        let report = self.converge_under_lock(&in_force, scope, held, Turn::Ordinary);
+        let report = self.converge_under_lock(&in_force, scope, held, seen, Turn::Ordinary);
         if let Ok(report) = &report {
             self.arm_guard(permit, &in_force, report);
             if report.full {
@@ -326,6 +329,7 @@ impl Worker {
         in_force: &InForce,
         scope: Scope,
         held: &BTreeMap<ResourceId, String>,
+        seen: &BTreeMap<ResourceId, Actor>,
         turn: Turn,
     ) -> anyhow::Result<RunReport> {
         let _lock = match turn {
@@ -359,6 +363,7 @@ impl Worker {
             mode: self.settings.mode,
             hold: &hold,
             claim: &claim,
+            seen: &|id| seen.get(id).cloned(),
         };
         let mut context = converge::Context { host: &mut self.host, record: &mut self.record, stop: &self.shared.stop };
         Ok(converge::converge(&mut context, &request))

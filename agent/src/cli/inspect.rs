@@ -285,6 +285,14 @@ pub(super) fn history(global: &Global, args: &History, out: &mut Out) -> Outcome
         if let Some(error) = &entry.error {
             out.line(format_args!("       {BAD}{error}{BAD:#}"))?;
         }
+        if let Some(actor) = &entry.actor {
+            out.line(format_args!("       by {actor}"))?;
+            if args.id.is_some() {
+                for line in actor.details() {
+                    out.line(format_args!("          {DIM}{line}{DIM:#}"))?;
+                }
+            }
+        }
         out.text(&changes_text(&entry.changes, out.has_color()))?;
     }
     Ok(exit::OK)

@@ -201,6 +201,7 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
         mode: config::Mode::Noop,
         hold: &converge::hold_nothing,
         claim: &converge::claim_from_nobody,
+        seen: &converge::nobody_seen,
     };
     let plan = converge::observe_and_plan(&prepared.host, None, &request);
     if out.is_json() {
@@ -246,6 +247,7 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
         mode: config::Mode::Enforce,
         hold: &hold,
         claim: &converge::claim_from_nobody,
+        seen: &converge::nobody_seen,
     };
     let mut context = converge::Context { host: &mut prepared.host, record: &mut record, stop: &stop };
     let report = converge::converge(&mut context, &request);

@@ -17,6 +17,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
+use crate::actor::Actor;
 use crate::config::Mode;
 use crate::policy::DesiredState;
 use crate::record::{Intent, Note, RunInfo, StepOutcome};
@@ -213,14 +214,15 @@ impl<'a> Run<'a, '_> {
             Verdict::InSync => report(resource, None, Outcome::Unchanged),
             Verdict::Indeterminate(reason) => {
                 tracing::warn!(resource = %resource.id, reason = %reason, "could not be observed");
-                let step = self.note(resource, "indeterminate", None, &reason);
+                let step = self.note(resource, "indeterminate", None, &reason, None);
                 report(resource, step, Outcome::Indeterminate { reason })
             }
             Verdict::Drift(drift) => match left_alone(self.request, resource) {
                 Some(why) => {
-                    let step = self.note(resource, "reported", Some(&drift), &why);
+                    let who = self.who(resource);
+                    let step = self.note(resource, "reported", Some(&drift), &why, who.as_deref());
                     let Drift { action, changes } = drift;
-                    report(resource, step, Outcome::Reported { changes, action, why })
+                    ResourceReport { who, ..report(resource, step, Outcome::Reported { changes, action, why }) }
                 }
                 None => match &resource.desired {
                     Desired::Package(_) => self.package_steps(resource, sighting, drift),
@@ -259,11 +261,13 @@ impl<'a> Run<'a, '_> {
     fn step(&mut self, resource: &Resource, sighting: &Sighting, drift: Drift) -> ResourceReport {
         let clock = Instant::now();
         let time = Timestamp::now();
+        let who = self.who(resource);
         let backup = match self.back_up(resource, sighting) {
             Ok(backup) => backup,
             Err((error, signature)) => {
-                let step = self.note(resource, "failed", Some(&drift), &error);
-                return report(resource, step, Outcome::Failed { changes: drift.changes, error, signature });
+                let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
+                let outcome = Outcome::Failed { changes: drift.changes, error, signature };
+                return ResourceReport { who, ..report(resource, step, outcome) };
             }
         };
         let steps = self.intend(&[Intent {
@@ -272,6 +276,7 @@ impl<'a> Run<'a, '_> {
             changes: &drift.changes,
             backup: backup.as_deref(),
             notifies: &resource.notifies,
+            who: who.as_deref(),
             time,
         }]);
         let step = steps.first().copied();
@@ -282,7 +287,7 @@ impl<'a> Run<'a, '_> {
         }
         let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
         self.conclude(&[(step, &outcome)], clock);
-        ResourceReport { overtaken, displaced: backup, ..report(resource, step, outcome) }
+        ResourceReport { overtaken, displaced: backup, who, ..report(resource, step, outcome) }
     }
 
     /// Keeps what the step will overwrite. The error comes with its signature.
@@ -398,13 +403,29 @@ impl<'a> Run<'a, '_> {
         }
     }
 
-    fn note(&mut self, resource: &Resource, outcome: &'static str, drift: Option<&Drift>, error: &str) -> Option<i64> {
+    /// Who made the difference. What a new revision or a person asks for is nobody's deed.
+    fn who(&self, resource: &Resource) -> Option<Box<Actor>> {
+        match self.request.cause {
+            Cause::Drift => (self.request.seen)(&resource.id).map(Box::new),
+            Cause::NewRevision | Cause::Operator => None,
+        }
+    }
+
+    fn note(
+        &mut self,
+        resource: &Resource,
+        outcome: &'static str,
+        drift: Option<&Drift>,
+        error: &str,
+        who: Option<&Actor>,
+    ) -> Option<i64> {
         let note = Note {
             resource: &resource.id,
             outcome,
             action: drift.map(|drift| drift.action),
             changes: drift.map_or(&[], |drift| &drift.changes),
             error,
+            who,
             time: Timestamp::now(),
         };
         match self.context.record.note(&mut self.info, &note) {
@@ -439,7 +460,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
 }
 
 fn report(resource: &Resource, step: Option<i64>, outcome: Outcome) -> ResourceReport {
-    ResourceReport { resource: resource.id.clone(), step, overtaken: false, displaced: None, outcome }
+    ResourceReport { resource: resource.id.clone(), step, overtaken: false, displaced: None, who: None, outcome }
 }
 
 fn attributes(changes: &[Change]) -> String {

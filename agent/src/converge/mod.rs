@@ -7,6 +7,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use crate::actor::Actor;
 use crate::config::Mode;
 use crate::host::Host;
 use crate::policy::DesiredState;
@@ -48,6 +49,8 @@ pub struct Request<'a> {
     pub hold: &'a dyn Fn(&ResourceId) -> Option<String>,
     /// Makes sure that nobody else works on a resource until the run is over.
     pub claim: &'a dyn Fn(&ResourceId) -> Claimed,
+    /// Who was seen at a resource since it was last looked at.
+    pub seen: &'a dyn Fn(&ResourceId) -> Option<Actor>,
 }
 
 /// Whether somebody else may have worked on a resource until it was claimed.
@@ -79,6 +82,11 @@ pub fn hold_nothing(_resource: &ResourceId) -> Option<String> {
 /// Where no guard works beside the run.
 pub fn claim_from_nobody(_resource: &ResourceId) -> Claimed {
     Claimed::FromNobody
+}
+
+/// Where nobody watches who does something.
+pub fn nobody_seen(_resource: &ResourceId) -> Option<Actor> {
+    None
 }
 
 /// Looks, compares and plans. Changes nothing, neither on the host nor in the record.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::actor::Actor;
 use crate::policy::Revision;
 use crate::resource::{Action, Change, ResourceId};
 
@@ -85,6 +86,9 @@ pub struct ResourceReport {
     /// SHA-256, in hexadecimal, of the content that the step replaced: its name in the backup store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub displaced: Option<String>,
+    /// Who made the difference, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<Box<Actor>>,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,

@@ -73,6 +73,7 @@ impl World {
             mode: Mode::Enforce,
             hold: &hold_nothing,
             claim: &crate::converge::claim_from_nobody,
+            seen: &crate::converge::nobody_seen,
         })
     }
 
@@ -89,6 +90,7 @@ impl World {
             mode: Mode::Enforce,
             hold: &hold_nothing,
             claim: &crate::converge::claim_from_nobody,
+            seen: &crate::converge::nobody_seen,
         };
         observe_and_plan(&self.host, Some(&self.record), &request)
     }

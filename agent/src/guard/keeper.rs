@@ -67,6 +67,7 @@ impl Keeper {
 
     /// Works until told to stop, or until nobody can tell it anything any more.
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
+        self.units.learn();
         loop {
             let first = match self.retry {
                 None => orders.recv().ok(),
@@ -230,6 +231,7 @@ impl Keeper {
                 changes: &account.changes,
                 backup: account.backup.as_deref(),
                 notifies: &account.notifies,
+                who: account.actor.as_ref(),
                 time: account.time,
                 duration_us: account.took_us,
             })

@@ -24,6 +24,9 @@ use crate::watch::{Hint, Sink, Touch, Touched, WatchError, Witness};
 /// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk.
 const MOST_OPEN: usize = 8192;
 
+/// Most deeds for which a descriptor of their process is kept.
+const MOST_WITNESSES: usize = 512;
+
 /// Something that was put back and is not yet durable, recorded or told.
 #[derive(Debug)]
 pub(super) struct Deed {
@@ -53,17 +56,42 @@ pub(super) enum What {
 }
 
 /// The watcher's sink.
-#[derive(Debug)]
 pub struct Reflex<H> {
     shared: Arc<Shared>,
     orders: mpsc::Sender<Order>,
     hints: H,
+    seen: Seen,
     buffer: Vec<u8>,
+}
+
+/// Told who was seen at resources that are left to ordinary runs.
+type Seen = Box<dyn FnMut(&[ResourceId], &Arc<Witness>) + Send>;
+
+impl<H> std::fmt::Debug for Reflex<H> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reflex").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 impl<H> Reflex<H> {
     pub(super) fn new(shared: Arc<Shared>, orders: mpsc::Sender<Order>, hints: H) -> Self {
-        Self { shared, orders, hints, buffer: Vec::with_capacity(64 * 1024) }
+        Self { shared, orders, hints, seen: Box::new(|_, _| ()), buffer: Vec::with_capacity(64 * 1024) }
+    }
+
+    /// Also says who was seen at what is left to ordinary runs, just before the hint.
+    pub fn telling(mut self, seen: impl FnMut(&[ResourceId], &Arc<Witness>) + Send + 'static) -> Self {
+        self.seen = Box::new(seen);
+        self
+    }
+
+    /// Who did it, to be remembered with a deed. Without a descriptor once there are many deeds: the keeper is busy, and then
+    /// only what the kernel said at once is told.
+    fn witness(&self, touch: &Touch<'_>) -> Option<Arc<Witness>> {
+        let by = touch.by?;
+        if self.shared.n_open.load(Ordering::Relaxed) < MOST_WITNESSES {
+            return Some(Arc::clone(by));
+        }
+        Some(Arc::new(Witness { pid: by.pid, pidfd: None, info: by.info }))
     }
 
     /// Puts a guarded file back. `None` when it is left to an ordinary run.
@@ -111,9 +139,9 @@ impl<H> Reflex<H> {
             stage: Arc::clone(&pool.stage),
             directory,
             what,
-            by: touch.by.cloned(),
             time: Timestamp::now(),
             took_us,
+            by: self.witness(touch),
         };
         drop(table);
         self.shared.n_open.fetch_add(1, Ordering::Relaxed);
@@ -174,7 +202,12 @@ impl<H: FnMut(Result<Hint, WatchError>) + Send> Sink for Reflex<H> {
     fn touched(&mut self, touch: &Touch<'_>) -> Touched {
         match self.put_back(touch) {
             Some(()) => Touched::Settled,
-            None => Touched::Look,
+            None => {
+                if let Some(by) = touch.by {
+                    (self.seen)(touch.resources, by);
+                }
+                Touched::Look
+            }
         }
     }
 

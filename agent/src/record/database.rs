@@ -11,8 +11,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{RecordError, database};
 
-/// Written to `user_version`; a database of another version is set aside, because history is not worth a migration yet.
-const VERSION: i64 = 1;
+/// Written to `user_version`. An older database is brought up to it by [`MIGRATIONS`]; one of a later rekindle is set aside.
+const VERSION: i64 = 2;
+
+/// What makes each version out of the one before. A database that these were applied to is the same as a new one.
+const MIGRATIONS: &[(i64, &str)] = &[(1, "ALTER TABLE step ADD COLUMN actor TEXT;")];
+
+/// The first version in which steps say who.
+pub(super) const VERSION_WITH_ACTOR: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE run (
@@ -33,7 +39,8 @@ CREATE TABLE step (
     changes TEXT NOT NULL,
     error TEXT,
     duration INTEGER,
-    backup TEXT
+    backup TEXT,
+    actor TEXT
 ) STRICT;
 CREATE INDEX step_resource ON step (resource, time);
 CREATE INDEX step_time ON step (time);
@@ -122,16 +129,28 @@ fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update(None, "trusted_schema", false)
 }
 
-/// Makes the tables of an empty database. `false` when there are tables of another version.
+/// The version of the tables; 0 when there are none.
+pub(super) fn version(connection: &Connection) -> Result<i64, RecordError> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read the version"))
+}
+
+/// Makes the tables of an empty database, or brings those of an older version up to this one, with what is in them. `false` when
+/// there are tables that no version up to this one made.
 fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
-    let version: i64 =
-        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database("read the version"))?;
-    if version == VERSION {
+    let mut version = version(connection)?;
+    if version != 0 {
+        while let Some((_, change)) = MIGRATIONS.iter().find(|(from, _)| *from == version) {
+            version += 1;
+            // A kill leaves the version before, whole.
+            connection
+                .execute_batch(&format!("BEGIN IMMEDIATE; {change} PRAGMA user_version = {version}; COMMIT;"))
+                .map_err(database("bring the tables up to date"))?;
+        }
+        if version != VERSION {
+            return Ok(false);
+        }
         connection.execute_batch(UNTOLD).map_err(database("make the tables"))?;
         return Ok(true);
-    }
-    if version != 0 {
-        return Ok(false);
     }
     connection
         .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {UNTOLD} PRAGMA user_version = {VERSION}; COMMIT;"))

@@ -3,7 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
+use super::database::{VERSION_WITH_ACTOR, version};
 use super::{Record, RecordError, database, debts, from_micros, micros};
+use crate::actor::Actor;
 use crate::converge::Cause;
 use crate::policy::Revision;
 use crate::resource::{Action, Change, Notify, ResourceId, UnitName};
@@ -47,6 +49,8 @@ pub struct Intent<'a> {
     pub backup: Option<&'a str>,
     /// What it will owe.
     pub notifies: &'a [(Notify, UnitName)],
+    /// Who made the difference, as far as that is known.
+    pub who: Option<&'a Actor>,
     /// When.
     pub time: Timestamp,
 }
@@ -64,6 +68,8 @@ pub struct Repair<'a> {
     pub backup: Option<&'a str>,
     /// What it owes.
     pub notifies: &'a [(Notify, UnitName)],
+    /// Who made the difference, as far as that is known.
+    pub who: Option<&'a Actor>,
     /// When.
     pub time: Timestamp,
     /// How long it took, in microseconds.
@@ -94,6 +100,8 @@ pub struct Note<'a> {
     pub changes: &'a [Change],
     /// Why nothing was done.
     pub error: &'a str,
+    /// Who made the difference, as far as that is known.
+    pub who: Option<&'a Actor>,
     /// When.
     pub time: Timestamp,
 }
@@ -142,6 +150,9 @@ pub struct HistoryEntry {
     pub duration_us: Option<u64>,
     /// Name of the backup of what it replaced.
     pub backup: Option<String>,
+    /// Who made the difference, as far as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
 }
 
 impl Record {
@@ -153,7 +164,7 @@ impl Record {
             for intent in intents {
                 transaction
                     .prepare_cached(
-                        "INSERT INTO step (run, time, resource, cause, action, changes, backup) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                        "INSERT INTO step (run, time, resource, cause, action, changes, backup, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                     )?
                     .execute(params![
                         run_id,
@@ -163,6 +174,7 @@ impl Record {
                         action_word(intent.action),
                         changes_text(intent.changes),
                         intent.backup,
+                        intent.who.and_then(actor_text),
                     ])?;
                 ids.push(transaction.last_insert_rowid());
                 note_untold(transaction, run.cause)?;
@@ -229,8 +241,8 @@ impl Record {
             for repair in repairs {
                 transaction
                     .prepare_cached(
-                        "INSERT INTO step (run, time, resource, cause, action, outcome, changes, backup, duration)
-                         VALUES (?1, ?2, ?3, ?4, ?5, 'changed', ?6, ?7, ?8)",
+                        "INSERT INTO step (run, time, resource, cause, action, outcome, changes, backup, duration, actor)
+                         VALUES (?1, ?2, ?3, ?4, ?5, 'changed', ?6, ?7, ?8, ?9)",
                     )?
                     .execute(params![
                         run_id,
@@ -241,6 +253,7 @@ impl Record {
                         changes_text(repair.changes),
                         repair.backup,
                         i64::try_from(repair.duration_us).unwrap_or(i64::MAX),
+                        repair.who.and_then(actor_text),
                     ])?;
                 ids.push(transaction.last_insert_rowid());
                 note_untold(transaction, run.cause)?;
@@ -320,7 +333,8 @@ impl Record {
             let run_id = run_row(transaction, run)?;
             transaction
                 .prepare_cached(
-                    "INSERT INTO step (run, time, resource, cause, action, outcome, changes, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT INTO step (run, time, resource, cause, action, outcome, changes, error, actor)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 )?
                 .execute(params![
                     run_id,
@@ -331,6 +345,7 @@ impl Record {
                     note.outcome,
                     changes,
                     note.error,
+                    note.who.and_then(actor_text),
                 ])?;
             Ok((run_id, transaction.last_insert_rowid()))
         };
@@ -362,9 +377,12 @@ impl Record {
     }
 
     fn history_where(&self, which: &str, params: impl rusqlite::Params) -> Result<Vec<HistoryEntry>, RecordError> {
+        // A command that reads beside no agent may find the tables of the version before; only a writer brings them up to date.
+        let is_older = version(&self.connection)? < VERSION_WITH_ACTOR;
+        let actor = if is_older { "NULL" } else { "actor" };
         let read = || -> Result<Vec<(RawEntry, String, String)>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(&format!(
-                "SELECT id, run, time, resource, cause, action, outcome, changes, error, duration, backup FROM step
+                "SELECT id, run, time, resource, cause, action, outcome, changes, error, duration, backup, {actor} FROM step
                  WHERE {which}"
             ))?;
             statement.query_map(params, RawEntry::read)?.collect()
@@ -463,6 +481,10 @@ fn changes_text(changes: &[Change]) -> String {
     serde_json::to_string(&short).unwrap_or_else(|_| "[]".to_owned())
 }
 
+fn actor_text(actor: &Actor) -> Option<String> {
+    if actor.is_unknown() { None } else { serde_json::to_string(actor).ok() }
+}
+
 /// A row before its words are understood.
 struct RawEntry {
     id: i64,
@@ -474,6 +496,7 @@ struct RawEntry {
     error: Option<String>,
     duration: Option<i64>,
     backup: Option<String>,
+    actor: Option<String>,
 }
 
 impl RawEntry {
@@ -488,6 +511,7 @@ impl RawEntry {
             error: row.get(8)?,
             duration: row.get(9)?,
             backup: row.get(10)?,
+            actor: row.get(11)?,
         };
         Ok((raw, row.get(3)?, row.get(7)?))
     }
@@ -508,6 +532,8 @@ impl RawEntry {
             error: self.error,
             duration_us: self.duration.and_then(|us| u64::try_from(us).ok()),
             backup: self.backup,
+            // One that a later version wrote differently is not worth the entry.
+            actor: self.actor.and_then(|text| serde_json::from_str(&text).ok()),
         })
     }
 }

@@ -31,6 +31,7 @@ fn begin(record: &mut Record, run: &mut RunInfo) -> i64 {
         changes: &changes,
         backup: None,
         notifies: &notifies,
+        who: None,
         time: Timestamp::now(),
     };
     record.begin_steps(run, &[intent]).unwrap()[0]
@@ -177,6 +178,7 @@ fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
         changes: &[],
         backup: None,
         notifies: &[],
+        who: None,
         time: Timestamp::now(),
     };
     let begun = worker.begin_steps(&mut run, &[intent]).unwrap();
@@ -186,6 +188,7 @@ fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
         changes: &[],
         backup: None,
         notifies: &[],
+        who: None,
         time: Timestamp::now(),
         duration_us: 40,
     };
@@ -214,6 +217,7 @@ fn what_is_owed_after_a_restart_began_stays_owed() {
         changes: &[],
         backup: None,
         notifies: &[(Notify::Restart, nginx())],
+        who: None,
         time: began + jiff::SignedDuration::from_millis(1),
         duration_us: 40,
     };
@@ -237,6 +241,7 @@ fn a_standing_drift_is_noted_once() {
                     action: Some(Action::Update),
                     changes: &[],
                     error,
+                    who: None,
                     time: Timestamp::now(),
                 },
             )
@@ -245,6 +250,59 @@ fn a_standing_drift_is_noted_once() {
     let first = note("paused");
     assert_eq!(note("paused"), first);
     assert_ne!(note("on_drift"), first);
+}
+
+#[test]
+fn who_did_it_is_kept_with_every_kind_of_entry() {
+    use crate::actor::{Actor, Confidence};
+    let state = tempfile::tempdir().unwrap();
+    let mut record = open(state.path());
+    let puppet = Actor { confidence: Confidence::Unit, unit: Some("puppet.service".to_owned()), ..Actor::default() };
+    let (resource, time) = (file_a(), Timestamp::now());
+    let mut run = run();
+    for who in [Some(&puppet), None, Some(&Actor::default())] {
+        let (action, changes, backup) = (Action::Update, &[][..], None);
+        let intent = Intent { resource: &resource, action, changes, backup, notifies: &[], who, time };
+        record.begin_steps(&mut run, &[intent]).unwrap();
+        let repair = Repair { resource: &resource, action, changes, backup, notifies: &[], who, time, duration_us: 1 };
+        record.record_repairs(&run, &[repair]).unwrap();
+        let error = if who.is_some() { "a" } else { "b" };
+        let note = Note { resource: &resource, outcome: "reported", action: None, changes, error, who, time };
+        record.note(&mut run, &note).unwrap();
+    }
+    let entries = open(state.path()).history(&HistoryFilter::default()).unwrap();
+    let named: Vec<bool> = entries.iter().rev().map(|entry| entry.actor.as_ref() == Some(&puppet)).collect();
+    assert_eq!(named, [true, true, true, false, false, false, false, false, false]);
+    assert!(entries.iter().take(6).all(|entry| entry.actor.is_none()), "{entries:?}");
+}
+
+#[test]
+fn a_database_of_the_version_before_is_brought_up_to_date_with_what_is_in_it() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("state.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("tests/version1.sql")).unwrap();
+    drop(old);
+    // Before an agent has written to it a command can read it.
+    let before = Record::open_read_only(state.path()).unwrap().history(&HistoryFilter::default()).unwrap();
+    let record = open(state.path());
+    let after = record.history(&HistoryFilter::default()).unwrap();
+    assert_eq!(after, before);
+    assert_eq!(after.len(), 1);
+    assert_eq!((after[0].resource.clone(), after[0].duration_us), (file_a(), Some(42)));
+    assert_eq!((after[0].backup.as_deref(), &after[0].actor), (Some("abc"), &None));
+    assert_eq!(record.debts().unwrap().len(), 1);
+    assert_eq!(record.load::<Vec<u8>>("health").unwrap(), Some(vec![1, 2]));
+    // It is as a new one.
+    let tables = |record: &Record| -> Vec<String> {
+        let columns = "SELECT m.name || '.' || c.name || ' ' || c.type || ' ' || c.\"notnull\" FROM sqlite_schema m
+            JOIN pragma_table_info(m.name) c ORDER BY m.name, c.cid";
+        let mut statement = record.connection.prepare(columns).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    assert_eq!(tables(&record), tables(&Record::volatile().unwrap()));
+    drop(record);
+    assert_eq!(open(state.path()).history(&HistoryFilter::default()).unwrap(), after);
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn report(full: bool, outcomes: &[(&str, Outcome)]) -> RunReport {
                 step: None,
                 overtaken: false,
                 displaced: None,
+                who: None,
                 outcome,
             })
             .collect(),
@@ -467,7 +468,7 @@ fn what_is_told_of_a_value_is_bounded_and_harmless() {
     let noise = format!("a\n\u{1b}[31m{}", "x".repeat(1000));
     let change = Change::value("target", Some(noise), Some("b".into()));
     let outcome = Outcome::Changed { changes: vec![change], action: Action::Update };
-    let report = ResourceReport { resource: id(A), step: None, overtaken: false, displaced: None, outcome };
+    let report = ResourceReport { resource: id(A), step: None, overtaken: false, displaced: None, who: None, outcome };
     let mut contest = Contest::default();
     contest.note(Displaced::of(&report, Some(&"y".repeat(1000))).unwrap());
     let text = contest.sentence(&id(A), None);

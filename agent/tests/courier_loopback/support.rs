@@ -164,6 +164,7 @@ impl Host {
             error: None,
             changes: vec![],
             history: Some(1),
+            who: None,
         };
         self.enqueue(OutgoingBody::Alert(Alert {
             version: 1,

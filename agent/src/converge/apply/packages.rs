@@ -7,6 +7,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::{Run, blocks, left_alone, report};
+use crate::actor::Actor;
 use crate::converge::{Outcome, ResourceReport};
 use crate::host::packages::Transaction;
 use crate::record::Intent;
@@ -26,21 +27,24 @@ impl<'a> Run<'a, '_> {
         let clock = Instant::now();
         let members = self.gather(Member { resource: first, sighting, drift });
         let time = Timestamp::now();
+        let who: Vec<Option<Box<Actor>>> = members.iter().map(|member| self.who(member.resource)).collect();
         let intents: Vec<Intent<'_>> = members
             .iter()
-            .map(|member| Intent {
+            .zip(&who)
+            .map(|(member, who)| Intent {
                 resource: &member.resource.id,
                 action: member.drift.action,
                 changes: &member.drift.changes,
                 backup: None,
                 notifies: &member.resource.notifies,
+                who: who.as_deref(),
                 time,
             })
             .collect();
         let steps = self.intend(&intents);
         let results = self.change_packages(&members);
         let mut reports = Vec::new();
-        for (index, (member, result)) in members.into_iter().zip(results).enumerate() {
+        for (index, ((member, result), who)) in members.into_iter().zip(results).zip(who).enumerate() {
             let outcome = match result {
                 Some(result) => self.verify(member.resource, &member.sighting, member.drift, result).0,
                 // The run ends before its turn comes, so this reaches the journal alone.
@@ -50,7 +54,7 @@ impl<'a> Run<'a, '_> {
                     signature: "stopped".to_owned(),
                 },
             };
-            reports.push(report(member.resource, steps.get(index).copied(), outcome));
+            reports.push(ResourceReport { who, ..report(member.resource, steps.get(index).copied(), outcome) });
         }
         let concluded: Vec<_> = reports.iter().map(|report| (report.step, &report.outcome)).collect();
         self.conclude(&concluded, clock);

@@ -100,6 +100,7 @@ impl Host {
                     step: None,
                     overtaken: false,
                     displaced: None,
+                    who: None,
                     outcome,
                 })
                 .collect(),

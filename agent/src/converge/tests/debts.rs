@@ -73,7 +73,8 @@ fn a_half_built_configuration_is_not_activated() {
     let scope = Scope::Only([ResourceId::new(Kind::File, "/a")].into());
     let hold = &hold_nothing;
     let claim = &crate::converge::claim_from_nobody;
-    let elsewhere = Request { desired: &desired, scope, cause: Cause::Drift, mode: Mode::Enforce, hold, claim };
+    let seen = &crate::converge::nobody_seen;
+    let elsewhere = Request { desired: &desired, scope, cause: Cause::Drift, mode: Mode::Enforce, hold, claim, seen };
     assert!(!world.converge_with(&elsewhere).debts.is_empty());
     assert_eq!(paid(&world), Vec::<String>::new());
     std::fs::remove_dir_all(world.path("/bad")).unwrap();
@@ -93,6 +94,7 @@ fn a_paused_service_is_left_running_as_it_is() {
         mode: Mode::Enforce,
         hold: &hold,
         claim: &crate::converge::claim_from_nobody,
+        seen: &crate::converge::nobody_seen,
     };
     let report = world.converge_with(&request);
     assert_eq!(report.debts[0].error, "paused");
@@ -113,6 +115,7 @@ fn a_kill_after_the_intent_or_after_the_change_still_pays() {
             changes: &[],
             backup: None,
             notifies: &resource.notifies,
+            who: None,
             time: started,
         };
         world.record.begin_steps(&mut info, &[intent]).unwrap();
@@ -144,6 +147,7 @@ fn a_stop_before_the_end_keeps_the_debt() {
         mode: Mode::Enforce,
         hold: &hold,
         claim: &crate::converge::claim_from_nobody,
+        seen: &crate::converge::nobody_seen,
     };
     let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
     let report = converge(&mut context, &request);

@@ -165,6 +165,7 @@ proptest! {
             mode: Mode::Noop,
             hold: &hold_nothing,
             claim: &crate::converge::claim_from_nobody,
+            seen: &crate::converge::nobody_seen,
         };
         let report = world.converge_with(&request);
         prop_assert_eq!(tree(world.root.path()), before);
@@ -200,6 +201,7 @@ proptest! {
             mode: Mode::Enforce,
             hold: &hold,
             claim: &crate::converge::claim_from_nobody,
+            seen: &crate::converge::nobody_seen,
         };
         let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
         let cut_short = converge(&mut context, &request);

@@ -15,6 +15,7 @@ fn request<'a>(desired: &'a DesiredState, scope: &[&str]) -> Request<'a> {
         mode: Mode::Enforce,
         hold: &hold_nothing,
         claim: &crate::converge::claim_from_nobody,
+        seen: &crate::converge::nobody_seen,
     }
 }
 

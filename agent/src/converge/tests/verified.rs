@@ -99,6 +99,7 @@ fn a_run_over_many_named_files_puts_right_what_differs_and_what_it_requires() {
         mode: Mode::Enforce,
         hold: &hold_nothing,
         claim: &crate::converge::claim_from_nobody,
+        seen: &crate::converge::nobody_seen,
     });
     assert_eq!(changed(&report), ["file[/d/f7]"]);
     // The named ones, and what the one that differs requires.

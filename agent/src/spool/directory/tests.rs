@@ -21,6 +21,7 @@ fn alert(id: &str, event: Event) -> Outgoing {
         error: None,
         changes: vec![],
         history: Some(1),
+        who: None,
     };
     let body = OutgoingBody::Alert(Alert {
         version: 1,
