@@ -30,6 +30,11 @@ fn with_own_mounts() -> bool {
     true
 }
 
+/// Takes a mount away at once: a program that another test is about to start may still hold what was opened there.
+fn unmount(path: &Path) {
+    run("umount", &["--lazy", text(path)]);
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -151,7 +156,7 @@ fn case_37_a_full_tmpfs_keeps_what_is_there_until_there_is_room() {
     std::fs::create_dir(world.path("/mnt")).unwrap();
     run("mount", &["-t", "tmpfs", "-o", "size=128k", "none", text(&world.path("/mnt"))]);
     check_full(&mut world);
-    run("umount", &[text(&world.path("/mnt"))]);
+    unmount(&world.path("/mnt"));
 }
 
 #[test]
@@ -166,7 +171,7 @@ fn case_37_a_full_ext4_keeps_what_is_there_until_there_is_room() {
     run("mkfs.ext4", &["-q", "-m", "0", text(&image)]);
     run("mount", &["-o", "loop", text(&image), text(&world.path("/mnt"))]);
     check_full(&mut world);
-    run("umount", &[text(&world.path("/mnt"))]);
+    unmount(&world.path("/mnt"));
 }
 
 #[test]
@@ -189,7 +194,7 @@ fn case_37_a_file_system_that_becomes_read_only_is_repaired_when_it_is_writable_
     run("mount", &["-o", "remount,rw", text(&mount)]);
     assert!(world.converge(&desired).converged());
     assert_eq!(world.read("/mnt/f"), NEW);
-    run("umount", &[text(&mount)]);
+    unmount(&mount);
 }
 
 #[test]
@@ -214,14 +219,14 @@ fn case_40_a_file_that_is_mounted_there_is_written_in_place_and_says_so() {
     // Its mode alone is set as on any other.
     super::paths::chmod(&world, "/etc/hosts", 0o666);
     assert_eq!(repaired(&mut world, &desired), ["mode: 0666 → 0644"]);
-    run("umount", &[text(&hosts)]);
+    unmount(&hosts);
     assert_eq!((world.read("/etc/hosts").as_str(), inode(&hosts)), (NEW, beneath));
     // Something that is no file and mounted there cannot be mended, and is said to be in the way.
     run("mount", &["--bind", "/dev/null", text(&hosts)]);
     let report = world.converge(&desired);
     let (error, _) = error_of(&report, 0);
     assert!(error.contains("something is mounted on it"), "{error}");
-    run("umount", &[text(&hosts)]);
+    unmount(&hosts);
 }
 
 #[test]
