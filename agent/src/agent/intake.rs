@@ -38,6 +38,7 @@ impl Worker {
         self.guard.disarm();
         let revision = in_force.state.revision().clone();
         info!(revision = revision.short(), resources = in_force.state.resources().len(), "policy in force");
+        self.untidy = true;
         self.verdicts = Verdicts::default();
         self.debts.clear();
         let (health, effects) =

@@ -25,8 +25,9 @@ impl Worker {
         if self.scanned.print == Some(print) {
             return;
         }
-        let entries: Vec<Entry> =
+        let mut entries: Vec<Entry> =
             in_force.state.resources().iter().zip(ids).filter_map(|(resource, names)| entry(resource, names)).collect();
+        entries.shrink_to_fit();
         self.scanned.print = Some(print);
         self.tell(Event::Files(entries));
     }

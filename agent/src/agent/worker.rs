@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -150,6 +150,8 @@ pub struct Worker {
     pub(super) announced_pauses: BTreeSet<i64>,
     pub(super) debts: Vec<converge::DebtReport>,
     checkin: Option<CheckInState>,
+    /// Whether something was done that takes much memory for a while.
+    pub(super) untidy: bool,
     pub(super) guard: Arc<Guard>,
     pub(super) scanned: Scanned,
     pub(super) shared: Arc<Shared>,
@@ -160,6 +162,9 @@ pub struct Worker {
 const KEY_HEALTH: &str = "health";
 const KEY_REVISIONS: &str = "revisions";
 const KEY_BORN: &str = "born_converged";
+
+/// With no task for this long, and after a policy was loaded or everything was looked at, the worker tidies up.
+const QUIET: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Opens everything. Nothing is changed on the host yet.
@@ -202,6 +207,7 @@ impl Worker {
             announced_pauses: BTreeSet::new(),
             debts: Vec::new(),
             checkin: None,
+            untidy: false,
             shared,
             events,
             settings,
@@ -219,7 +225,7 @@ impl Worker {
         self.look_first();
         self.tell(Event::RunEverything);
         self.publish();
-        while let Ok(task) = tasks.recv() {
+        while let Some(task) = self.next_task(tasks) {
             match task {
                 Task::Run { scope, held, seen } => self.converge(scope, &held, &seen),
                 Task::Repaired(repairs) => self.take_repairs(&repairs),
@@ -239,6 +245,21 @@ impl Worker {
             }
             self.publish();
         }
+    }
+
+    /// The next thing to do; `None` when the event loop is gone. Tidies up when there has been none for a moment.
+    fn next_task(&mut self, tasks: &Receiver<Task>) -> Option<Task> {
+        if std::mem::take(&mut self.untidy) {
+            match tasks.recv_timeout(QUIET) {
+                Ok(task) => {
+                    self.untidy = true;
+                    return Some(task);
+                }
+                Err(RecvTimeoutError::Timeout) => host::memory::give_back(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        tasks.recv().ok()
     }
 
     /// Takes up what an earlier process left: untold repairs, and an open request.
@@ -371,6 +392,7 @@ impl Worker {
 
     pub(super) fn take_report(&mut self, report: &RunReport) {
         let now = Timestamp::now();
+        self.untidy |= report.full;
         let fresh = self.verdicts.update(report);
         self.debts.clone_from(&report.debts);
         let speaker = self.speaker();

@@ -33,6 +33,7 @@ pub(super) fn agent(global: &Global, args: &Agent, out: &mut Out) -> Outcome {
     if args.check_config {
         return good(out);
     }
+    crate::host::memory::be_frugal();
     start_logging()?;
     current_thread()?.block_on(crate::agent::run(settings, global.config.clone()))?;
     Ok(exit::OK)
@@ -44,6 +45,7 @@ pub(super) fn courier(global: &Global, args: &Courier, out: &mut Out) -> Outcome
     if args.check_config {
         return good(out);
     }
+    crate::host::memory::be_frugal();
     start_logging()?;
     current_thread()?.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};

@@ -6,5 +6,6 @@ mod compile;
 mod examples;
 mod laws;
 mod refusals;
+mod scale;
 mod support;
 mod trust;

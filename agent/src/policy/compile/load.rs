@@ -471,11 +471,11 @@ fn read_policy(fields: &Fields<'_>, loaded: &mut Loaded<'_>, out: &mut Diagnosti
 /// Checks a resource's name and brings it to its one spelling.
 pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagnostics) -> Option<ResourceId> {
     let checked = match kind {
-        Kind::File | Kind::Directory | Kind::Symlink => AbsPath::new(name).map(|path| path.to_string()),
-        Kind::User => UserName::new(name).map(|name| name.to_string()),
-        Kind::Group => GroupName::new(name).map(|name| name.to_string()),
-        Kind::Package => PackageName::new(name).map(|name| name.to_string()),
-        Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit)),
+        Kind::File | Kind::Directory | Kind::Symlink => AbsPath::new(name).map(|path| path.shared()),
+        Kind::User => UserName::new(name).map(|name| name.as_str().into()),
+        Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
+        Kind::Package => PackageName::new(name).map(|name| name.as_str().into()),
+        Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit).into()),
     };
     match checked {
         Ok(name) => Some(ResourceId::new(kind, name)),

@@ -220,7 +220,7 @@ impl<'a, 'v> Reader<'a, 'v> {
     fn content(&mut self) -> Result<Arc<[u8]>, Reported> {
         let given: Vec<_> =
             ["content", "source", "template"].into_iter().filter_map(|name| self.fields.get(name)).collect();
-        let (first, second) = (given.first().copied(), given.get(1).copied());
+        let (first, second) = (given.first(), given.get(1));
         if first.is_none() && self.fields.is_damaged {
             return Err(Reported);
         }
