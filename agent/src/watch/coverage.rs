@@ -126,7 +126,7 @@ pub(super) fn survey<'a>(spines: impl Iterator<Item = (&'a Guarded, &'a Targets)
             bad.extend(targets.iter().filter(|target| !is_watched(target)).map(|target| (target, &guarded.how)));
         }
     }
-    bad.sort_unstable_by_key(|(target, _)| target.path().split());
+    bad.sort_unstable_by_key(|(target, _)| target.split());
     let refused = refused.iter().map(|interest| Complaint {
         interest: interest.clone(),
         how: How::Blind { why: "not an absolute, normalised path".to_owned() },
@@ -137,7 +137,7 @@ pub(super) fn survey<'a>(spines: impl Iterator<Item = (&'a Guarded, &'a Targets)
             Seen::Present { .. } | Seen::Absent => how.clone(),
         };
         target.resources().iter().map(move |resource| Complaint {
-            interest: Interest { path: target.path().clone(), resource: resource.clone() },
+            interest: Interest { path: target.path(), resource: resource.clone() },
             how: how.clone(),
         })
     });

@@ -15,20 +15,36 @@ pub struct SharedPath(Arc<[u8]>);
 impl SharedPath {
     /// The directory and the name in it. The root is the name `.` in itself.
     pub(super) fn split(&self) -> (&OsStr, &OsStr) {
-        let (directory, name) = match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(0) if self.0.len() == 1 => (&b"/"[..], &b"."[..]),
-            Some(0) => (&b"/"[..], self.0.get(1..).unwrap_or_default()),
-            Some(at) => (self.0.get(..at).unwrap_or_default(), self.0.get(at + 1..).unwrap_or_default()),
-            None => (&b""[..], &self.0[..]),
-        };
-        (OsStr::from_bytes(directory), OsStr::from_bytes(name))
+        split(&self.0)
+    }
+
+    /// Whether this is the text.
+    pub(super) fn is(&self, text: &str) -> bool {
+        *self.0 == *text.as_bytes()
+    }
+}
+
+/// The directory and the name in it of a path. The root is the name `.` in itself.
+pub(super) fn split(path: &[u8]) -> (&OsStr, &OsStr) {
+    let (directory, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(0) if path.len() == 1 => (&b"/"[..], &b"."[..]),
+        Some(0) => (&b"/"[..], path.get(1..).unwrap_or_default()),
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (&b""[..], path),
+    };
+    (OsStr::from_bytes(directory), OsStr::from_bytes(name))
+}
+
+impl From<&Arc<str>> for SharedPath {
+    fn from(text: &Arc<str>) -> Self {
+        // Changes the type of the same allocation.
+        Self(Arc::clone(text).into())
     }
 }
 
 impl From<&AbsPath> for SharedPath {
     fn from(path: &AbsPath) -> Self {
-        // Changes the type of the same allocation.
-        Self(path.shared().into())
+        Self::from(&path.shared())
     }
 }
 

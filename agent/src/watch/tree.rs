@@ -448,7 +448,7 @@ impl Tree {
             return;
         }
         looked.armed.extend(target.resources().iter().cloned());
-        let path = target.path().clone();
+        let path = target.path();
         let name = path.split().1;
         if let Some(wd) = mark {
             self.watches.entry(wd).or_default().marks.insert((id, name.to_owned()));
