@@ -105,21 +105,24 @@ impl Labels {
         Ok(Self { library, files, opened: Mutex::new(opened), labelled: Mutex::new(HashMap::new()) })
     }
 
-    /// The label that the policy names for a path; `None` where it names none.
-    pub fn wanted(&self, path: &Path, file_type: FileType) -> io::Result<Option<String>> {
-        self.with_current(|opened| opened.handle.lookup(&self.library, path, file_type))?
+    /// The label to set on what is at a path and has the label `found`, so that restorecon would find nothing to do; `None` when
+    /// that is so already, or where the policy names none.
+    pub fn correction(&self, path: &Path, file_type: FileType, found: Option<&str>) -> io::Result<Option<String>> {
+        self.with_current(|opened| {
+            let wanted = opened.handle.lookup(&self.library, path, file_type)?;
+            Ok(wanted.and_then(|wanted| correction(found, &wanted, &opened.customizable)))
+        })
     }
 
-    /// The label to set on what is there, so that restorecon would find nothing to do; `None` when that is so already.
-    pub fn correction(&self, found: Option<&str>, wanted: &str) -> io::Result<Option<String>> {
-        self.with_current(|opened| correction(found, wanted, &opened.customizable))
-    }
-
-    /// The label of what replaces something with the label `old`: what the policy names, unless the old one was customised.
-    pub fn of_successor(&self, old: Option<&str>, wanted: String) -> io::Result<String> {
-        self.with_current(|opened| match old {
-            Some(old) if is_customizable(old, &opened.customizable) => old.to_owned(),
-            Some(_) | None => wanted,
+    /// The label of what is made at a path, or replaces something with the label `old`: what the policy names, unless the old
+    /// one was customised; `None` where the policy names none.
+    pub fn of_new(&self, path: &Path, file_type: FileType, old: Option<&str>) -> io::Result<Option<String>> {
+        self.with_current(|opened| {
+            let wanted = opened.handle.lookup(&self.library, path, file_type)?;
+            Ok(wanted.map(|wanted| match old {
+                Some(old) if is_customizable(old, &opened.customizable) => old.to_owned(),
+                Some(_) | None => wanted,
+            }))
         })
     }
 
@@ -138,14 +141,14 @@ impl Labels {
     }
 
     /// Reads the description again when it has changed since: `semanage fcontext` takes effect without a restart.
-    fn with_current<T>(&self, use_it: impl FnOnce(&mut Opened) -> T) -> io::Result<T> {
+    fn with_current<T>(&self, ask: impl FnOnce(&Opened) -> io::Result<T>) -> io::Result<T> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if stamps(&self.files.all) != opened.stamps {
             // Of no kind that says something about the path that was asked for.
             *opened =
                 Opened::read(&self.library, &self.files).map_err(|e| io::Error::other(crate::resource::chain(&e)))?;
         }
-        Ok(use_it(&mut opened))
+        ask(&opened)
     }
 }
 

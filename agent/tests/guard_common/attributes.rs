@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::guard_common::{GOOD, Sandbox};
 use rekindle::host::root::{FileType, Root};
@@ -119,4 +120,31 @@ fn case_48_a_copy_has_the_label_of_its_path_before_it_is_visible() {
     // What to do about another label is an ordinary run's to decide.
     set(&sandbox.at("/d/t"), LABEL, b"u:r:evil_t:s0");
     sandbox.expect_hint();
+}
+
+#[test]
+fn case_47_readers_beside_the_guard_never_find_the_file_absent_empty_or_in_part() {
+    let evil = "drifted and longer\n".repeat(4000);
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    let path = sandbox.at("/d/t");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut n_read = 0_u32;
+            while !stop.load(Ordering::Relaxed) {
+                let content = fs::read_to_string(&path).expect("it is always there");
+                assert!(content == GOOD || content == evil, "{} bytes", content.len());
+                n_read += 1;
+            }
+            n_read
+        });
+        for _ in 0..200 {
+            sandbox.expect_ready(1);
+            fs::write(sandbox.at("/d/evil"), &evil).unwrap();
+            fs::rename(sandbox.at("/d/evil"), &path).unwrap();
+            sandbox.expect_good("/d/t");
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 10);
+    });
 }

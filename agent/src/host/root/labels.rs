@@ -66,9 +66,7 @@ impl Root {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(()),
             Err(error) => return Err(error),
         };
-        let path = self.real_path(dir, name)?;
-        let Some(wanted) = labels.wanted(&path, metadata.file_type)? else { return Ok(()) };
-        let correction = labels.correction(found.as_deref(), &wanted)?;
+        let correction = labels.correction(&self.real_path(dir, name)?, metadata.file_type, found.as_deref())?;
         if let Some(wanted) = correction.filter(|_| labels.are_kept_on(metadata.identity.0)) {
             metadata.extras.label = Some(Box::new(Mislabel { found, wanted }));
         }
@@ -84,7 +82,6 @@ impl Root {
         old: Option<&File>,
     ) -> io::Result<Option<String>> {
         let Some(labels) = &self.labels else { return Ok(None) };
-        let Some(wanted) = labels.wanted(&self.real_path(dir, name)?, file_type)? else { return Ok(None) };
         if !labels.are_kept_on(stat_of(dir)?.identity.0) {
             return Ok(None);
         }
@@ -93,7 +90,7 @@ impl Root {
             Some(Err(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
             Some(Err(_)) | None => None,
         };
-        labels.of_successor(old.as_deref(), wanted).map(Some)
+        labels.of_new(&self.real_path(dir, name)?, file_type, old.as_deref())
     }
 
     /// The path of a name in a directory as the managed host has it.
