@@ -27,7 +27,6 @@ const SECRET_NAMES: &[&str] = &[
     "credential",
     "authorization",
     "cookie",
-    "pin=",
     "hash",
     "bearer",
 ];
@@ -204,16 +203,12 @@ fn mask_word(word: &str, program: &str) -> (String, After) {
     if is_token(word) {
         return (MASK.to_owned(), After::Anything);
     }
-    if let Some((name, value)) = word.split_once('=')
-        && is_secret_name(name)
-        && !value.is_empty()
-    {
-        return (format!("{name}={MASK}"), After::Anything);
-    }
-    if let Some((name, value)) = word.split_once('=')
-        && is_token(value)
-    {
-        return (format!("{name}={MASK}"), After::Anything);
+    // At every sign: `--setopt=main.password=abc` is one word.
+    let assignments = word.match_indices('=').filter_map(|(at, _)| Some((word.get(..at)?, word.get(at + 1..)?)));
+    for (name, value) in assignments {
+        if !value.is_empty() && (is_secret_name(name) || is_token(value)) {
+            return (format!("{name}={MASK}"), After::Anything);
+        }
     }
     if let Some(url) = mask_url(word) {
         return (url, After::Anything);
@@ -271,10 +266,7 @@ fn is_secret_name(name: &str) -> bool {
         return false;
     }
     let lower = name.to_ascii_lowercase();
-    SECRET_NAMES.iter().any(|part| {
-        lower.contains(part.trim_end_matches('='))
-            && (!part.ends_with('=') || lower.trim_start_matches('-') == part.trim_end_matches('='))
-    })
+    SECRET_NAMES.iter().any(|part| lower.contains(part)) || lower.trim_start_matches('-') == "pin"
 }
 
 /// Whether a word is a secret by its looks: the prefix of a service, or a long mixture of letters and digits.
@@ -350,6 +342,7 @@ mod tests {
         check(&["x", "-password", "hunter2"], "x -password ***");
         check(&["env", "DB_PASS=hunter2", "x"], "env DB_PASS=*** x");
         check(&["x", "API_TOKEN=abc", "a=b"], "x API_TOKEN=*** a=b");
+        check(&["x", "--setopt=main.password=hunter2"], "x --setopt=main.password=***");
         check(&["mysql", "-uroot", "-phunter2"], "mysql -uroot -p***");
         check(&["/usr/bin/mysql", "-p", "hunter2"], "/usr/bin/mysql -p ***");
         check(&["usermod", "-p", "$6$abcdefgh$ijk", "anna"], "usermod -p *** anna");

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
 use crate::actor::Actor;
 use crate::config::Mode;
+use crate::host::packages::provenance;
 use crate::policy::DesiredState;
 use crate::record::{Intent, Note, RunInfo, StepOutcome};
 use crate::resource::{
@@ -406,9 +407,28 @@ impl<'a> Run<'a, '_> {
     /// Who made the difference. What a new revision or a person asks for is nobody's deed.
     fn who(&self, resource: &Resource) -> Option<Box<Actor>> {
         match self.request.cause {
-            Cause::Drift => (self.request.seen)(&resource.id).map(Box::new),
-            Cause::NewRevision | Cause::Operator => None,
+            Cause::Drift => {}
+            Cause::NewRevision | Cause::Operator => return None,
         }
+        let mut actor = (self.request.seen)(&resource.id).unwrap_or_default();
+        let root = &self.context.host.root;
+        actor.transaction = match &resource.desired {
+            // Whatever wrote to the database, the log says which transaction it was about.
+            Desired::Package(_) => {
+                let since = self.context.record.last_change(&resource.id).unwrap_or_else(|error| {
+                    tracing::debug!(%error, "cannot look up the last change");
+                    None
+                });
+                provenance::of_package(root, &resource.id.name, since)
+            }
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::Symlink(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Service(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+        };
+        (!actor.is_unknown()).then(|| Box::new(actor))
     }
 
     fn note(

@@ -9,6 +9,7 @@ mod paths;
 mod runs;
 mod users;
 mod verified;
+mod who;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

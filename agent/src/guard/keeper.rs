@@ -21,6 +21,7 @@ use super::table::{Likeness, Pool};
 use super::{Arming, Declared, Order, Places, Repaired, Shared};
 use crate::actor::Actor;
 use crate::converge::Cause;
+use crate::host::packages::provenance;
 use crate::host::process::{self, UnitMap};
 use crate::host::root::{stat_of, sync_directory};
 use crate::host::stage::{Copy, Stage};
@@ -105,7 +106,10 @@ impl Keeper {
 
     /// Finds out who it was, before anything else: what is known of a process goes with it.
     fn identify(&mut self, mut deed: Deed) -> Known {
-        let actor = deed.by.take().map(|witness| process::identify(&witness, &mut self.units));
+        let actor = deed.by.take().map(|witness| process::identify(&witness, &mut self.units)).map(|mut actor| {
+            actor.transaction = provenance::of_actor(self.stages.root(), &actor, deed.time);
+            actor
+        });
         Known { deed, actor: actor.filter(|actor| !actor.is_unknown()) }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod apt;
 pub mod fake;
+pub mod provenance;
 
 mod dpkg;
 

@@ -20,6 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use crate::actor::{Actor, Confidence, command};
 
 pub use units::UnitMap;
+pub(in crate::host) use units::passwd_name;
 
 /// Longest file of `/proc` that is read; what is longer is cut.
 const MAX_READ: u64 = 8192;

@@ -15,7 +15,7 @@ mod tests;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -139,6 +139,23 @@ impl Root {
         } else {
             Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")))
         }
+    }
+
+    /// Reads at most the last `limit` bytes of a regular file, such as a log; `None` when it is absent.
+    pub fn read_end(&self, path: &AbsPath, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(Place::Entry { dir, name }) = self.place(path)? else { return Ok(None) };
+        // Looked at before it is opened, because opening a device can act on it.
+        match stat_at(&dir, &name)? {
+            None => return Ok(None),
+            Some(Metadata { file_type: FileType::File, .. }) => {}
+            Some(other) => return Err(not_a_regular_file(other.file_type)),
+        }
+        let Some(mut file) = open_regular(&dir, &name)? else { return Ok(None) };
+        let length = file.metadata()?.len();
+        file.seek(io::SeekFrom::Start(length.saturating_sub(limit)))?;
+        let mut content = Vec::new();
+        file.take(limit).read_to_end(&mut content)?;
+        Ok(Some(content))
     }
 
     /// Reads a symbolic link's target; `None` when absent, `InvalidInput` when it is no link.

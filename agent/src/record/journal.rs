@@ -402,6 +402,18 @@ impl Record {
             .map_err(database("count repairs"))
     }
 
+    /// When the last change that rekindle itself made to a resource was done.
+    pub fn last_change(&self, resource: &ResourceId) -> Result<Option<Timestamp>, RecordError> {
+        let done: Option<i64> = self
+            .connection
+            .prepare_cached(
+                "SELECT max(time + coalesce(duration, 0)) FROM step WHERE resource = ?1 AND outcome = 'changed'",
+            )
+            .and_then(|mut statement| statement.query_row([resource.to_string()], |row| row.get(0)))
+            .map_err(database("read the history"))?;
+        Ok(done.map(from_micros))
+    }
+
     /// Marks the steps that a killed run left without an outcome.
     pub(super) fn mark_interrupted(&mut self) -> Result<(), RecordError> {
         let read = |connection: &rusqlite::Connection| -> Result<Vec<String>, rusqlite::Error> {

@@ -197,7 +197,8 @@ fn user_in_passwd(uid: u32) -> Option<String> {
     passwd_name(&String::from_utf8_lossy(&bytes), uid)
 }
 
-fn passwd_name(passwd: &str, uid: u32) -> Option<String> {
+/// The name of a user in the text of `/etc/passwd`.
+pub(in crate::host) fn passwd_name(passwd: &str, uid: u32) -> Option<String> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
