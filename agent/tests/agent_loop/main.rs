@@ -6,3 +6,4 @@ mod damage;
 mod fights;
 mod metrics;
 mod support;
+mod who;
