@@ -194,6 +194,9 @@ pub fn read_main() -> Result<()> {
     }
 }
 
+/// How long to look before giving way.
+const SPIN: Duration = Duration::from_millis(2);
+
 /// What of a file is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Aspect {
@@ -230,7 +233,8 @@ impl Target {
         Ok(mode_is_good && self.buffer.get(..n) == Some(&self.content))
     }
 
-    /// Looks without a pause, giving way to whoever has work.
+    /// Looks without a pause, and gives way to whoever has work only after a while: on a busy machine it may take
+    /// milliseconds to come back.
     fn wait_good(&mut self, aspect: Aspect, since: Stamp, patience: Duration) -> Result<Option<Stamp>> {
         loop {
             let good = self.is_good(aspect)?;
@@ -238,10 +242,11 @@ impl Target {
             if good {
                 return Ok(Some(now));
             }
-            if between(since, now) > patience {
-                return Ok(None);
+            match between(since, now) {
+                took if took > patience => return Ok(None),
+                took if took > SPIN => std::thread::yield_now(),
+                _ => {}
             }
-            std::thread::yield_now();
         }
     }
 }

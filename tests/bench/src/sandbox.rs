@@ -128,6 +128,9 @@ impl Sandbox {
             };
             let said = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default());
             if said.lines().any(|line| line == "READY=1") {
+                // Heard to the end, as systemd would: an agent that is not heard has more to do.
+                socket.set_read_timeout(None)?;
+                std::thread::spawn(move || while socket.recv(&mut [0; 4096]).is_ok() {});
                 return Ok(Agent { process, ready_after: started.elapsed(), started });
             }
             process.check().with_context(|| self.log_tail("agent"))?;
