@@ -46,7 +46,12 @@ impl Worker {
         self.health = health;
         self.remember_health();
         let (interests, units) = self.interests(&in_force);
-        self.declare_files(&in_force);
+        if self.revisions.settled.as_ref() == Some(&revision) {
+            self.declare_files(&in_force);
+        } else {
+            // Until a run has carried it out, everything differs, and nobody need be told of it.
+            self.declare_no_files();
+        }
         self.in_force = Some(in_force);
         self.tell(Event::Watch { interests, units });
         self.carry_out(effects, None);

@@ -32,6 +32,12 @@ impl Worker {
         self.tell(Event::Files(entries));
     }
 
+    /// Has nothing scanned until files are declared again.
+    pub(super) fn declare_no_files(&mut self) {
+        self.scanned.print = None;
+        self.tell(Event::Files(Vec::new()));
+    }
+
     /// Whoever cannot be looked up now is left to ordinary runs, which say why.
     fn ids(&self, resource: &Resource, snapshot: &mut Snapshot) -> Names {
         match &resource.desired {
