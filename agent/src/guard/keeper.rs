@@ -33,6 +33,8 @@ use crate::resource::{
 
 /// Copies that are written together.
 const BATCH: usize = 256;
+/// Longest time that a deed waits for others.
+const GATHER: Duration = Duration::from_millis(20);
 /// First and longest time between two attempts to sync what could not be synced.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
@@ -84,24 +86,47 @@ impl Keeper {
             };
             let Some(first) = first else { return };
             let mut deeds: Vec<Known> = std::mem::take(&mut self.open);
-            let mut stop = false;
-            // Whatever has come meanwhile shares the syncing.
-            for order in std::iter::once(first).chain(orders.try_iter()) {
-                match order {
-                    Order::Deed(deed) => deeds.push(self.identify(deed)),
-                    Order::Arm { revision, declared, arming, ordered } => {
-                        self.finish(std::mem::take(&mut deeds));
-                        self.arm(&revision, declared, arming, ordered);
-                    }
-                    Order::Unsound { stage, name } => discard(&stage, &name),
-                    Order::Stop => stop = true,
-                }
+            let until = Instant::now() + GATHER;
+            let mut next = Some(first);
+            let mut flow = Flow::On;
+            while let Some(order) = next {
+                flow = self.obey(order, &mut deeds);
+                next = if flow == Flow::On && !deeds.is_empty() && deeds.len() < BATCH && !self.is_short() {
+                    orders.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+                } else {
+                    None
+                };
+            }
+            while flow == Flow::On
+                && let Ok(order) = orders.try_recv()
+            {
+                flow = self.obey(order, &mut deeds);
             }
             self.finish(deeds);
-            if stop {
+            if flow == Flow::Stop {
                 return;
             }
         }
+    }
+
+    /// Whether copies are used up faster than they are laid out, so that finishing must not wait for more. Otherwise it does for
+    /// a moment: each sync makes the file system write its journal, and whoever changes a name meanwhile waits for that, the
+    /// reflex among them.
+    fn is_short(&self) -> bool {
+        self.shared.table().is_short()
+    }
+
+    fn obey(&mut self, order: Order, deeds: &mut Vec<Known>) -> Flow {
+        match order {
+            Order::Deed(deed) => deeds.push(self.identify(deed)),
+            Order::Arm { revision, declared, arming, ordered } => {
+                self.finish(std::mem::take(deeds));
+                self.arm(&revision, declared, arming, ordered);
+            }
+            Order::Unsound { stage, name } => discard(&stage, &name),
+            Order::Stop => return Flow::Stop,
+        }
+        Flow::On
     }
 
     /// Finds out who it was, before anything else: what is known of a process goes with it.
@@ -426,6 +451,13 @@ impl Keeper {
 
 /// Something could not be put into the backup store; why was said.
 struct NotKept;
+
+/// Whether the keeper goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    On,
+    Stop,
+}
 
 /// A deed, and who made it necessary.
 struct Known {

@@ -18,7 +18,9 @@ const LONGEST: usize = 1024 * 1024;
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Most copies, over all stages.
 const MOST_COPIES: usize = 20_000;
-/// With no more files than this, there is room for several copies of each.
+/// With no more files than these, there is room for several copies of each: who edits a file again at once does not wait for
+/// the disk.
+const VERY_FEW: usize = 128;
 const FEW: usize = 1000;
 
 /// Where the files of one directory are, and where their copies lie.
@@ -133,7 +135,13 @@ impl Plan {
     /// Says how many copies each pool gets, within the budget.
     fn allot(&mut self) {
         let n_all: usize = self.n_files.iter().sum();
-        let each = if n_all <= FEW { 2 } else { 1 };
+        let each = if n_all <= VERY_FEW {
+            8
+        } else if n_all <= FEW {
+            2
+        } else {
+            1
+        };
         let (mut n_copies, mut n_bytes) = (0_usize, 0_usize);
         for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
             let wanted = (n_files * each).clamp(1, 64);
@@ -145,6 +153,25 @@ impl Plan {
             n_bytes += bytes;
             pool.wanted = u32::try_from(wanted).unwrap_or(1);
         }
+        self.leave_out_unallotted();
+    }
+
+    /// Leaves what got no copy to ordinary runs: with 100,000 different contents its pools would take more memory than all else.
+    fn leave_out_unallotted(&mut self) {
+        let mut n_kept = 0;
+        let mut place = |pool: &Pool| {
+            let place = n_kept;
+            n_kept += u32::from(pool.wanted > 0);
+            (pool.wanted > 0).then_some(place)
+        };
+        let places: Vec<Option<u32>> = self.pools.iter().map(&mut place).collect();
+        self.pools.retain(|pool| pool.wanted > 0);
+        self.pools.shrink_to_fit();
+        self.entries.retain_mut(|entry| {
+            let place = usize::try_from(entry.pool).ok().and_then(|pool| places.get(pool).copied().flatten());
+            entry.pool = place.unwrap_or(entry.pool);
+            place.is_some()
+        });
     }
 
     /// Takes over the copies of an earlier table where they fit. Returns those that fit nowhere.

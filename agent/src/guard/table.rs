@@ -96,6 +96,13 @@ impl Pool {
 }
 
 impl Table {
+    /// Whether some pool has not even half of its copies.
+    pub(super) fn is_short(&self) -> bool {
+        self.pools
+            .iter()
+            .any(|pool| pool.ready.len().saturating_mul(2) < usize::try_from(pool.wanted).unwrap_or(usize::MAX))
+    }
+
     /// The index of an entry.
     pub(super) fn find(&self, resource: &ResourceId) -> Option<usize> {
         self.entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()
