@@ -58,7 +58,11 @@ pub(super) fn run(
         }
         let now = Instant::now();
         pace.waited(now);
-        if ready.events && read(&mut tree, sink)? > 0 {
+        if ready.events && tree.is_flooded() {
+            tree.give_up_flood(now, sink);
+            tester.iter_mut().for_each(|tester| tester.arm(&mut tree, now));
+            sink.hint(Hint::Everything { why: "the kernel's event queue overflowed, or was about to" });
+        } else if ready.events && read(&mut tree, sink)? > 0 {
             backlog = Backlog::Some;
         }
         if tree.is_littered() {

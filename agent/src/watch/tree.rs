@@ -37,6 +37,13 @@ const STRUCTURE: Flags =
 /// Events after which a watched inode is no longer where it was.
 const GONE: Flags = Flags::IGNORED.union(Flags::UNMOUNT).union(Flags::DELETE_SELF).union(Flags::MOVE_SELF);
 
+/// Most bytes of events that are read one by one: some five thousand. Each costs the kernel a descriptor of its process and us
+/// a look at its name; to arm a thousand directories anew costs less.
+const MOST_PENDING: u64 = 128 * 1024;
+
+/// Most targets that are shown to the sink at once, at some microseconds each.
+const MOST_SHOWN: usize = 20_000;
+
 type SpineId = u64;
 
 #[derive(Debug)]
@@ -186,6 +193,7 @@ impl Tree {
             self.n_overflows += 1;
             tracing::warn!(n_overflows = self.n_overflows, "the kernel's event queue overflowed; looking everywhere");
             self.rebuild_all(now);
+            self.touch_all(sink);
             sink.hint(Hint::Everything { why: "the kernel's event queue overflowed" });
             return Ok(n_events);
         }
@@ -215,6 +223,35 @@ impl Tree {
             sink.hint(Hint::Look(look));
         }
         Ok(n_events)
+    }
+
+    /// Whether so many events wait that looking everywhere takes less time than reading them.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.source.n_pending_bytes() > MOST_PENDING
+    }
+
+    /// Gives up the events that wait, arms everything anew and shows everything to the sink. Everything else has to be looked
+    /// at after that, and the canary armed.
+    pub(super) fn give_up_flood(&mut self, now: Instant, sink: &mut dyn Sink) {
+        self.n_overflows += 1;
+        tracing::warn!(n_overflows = self.n_overflows, "too many events to read one by one; looking everywhere");
+        self.renew(now);
+        self.touch_all(sink);
+    }
+
+    /// Shows every target to the sink, unless there are so many that events would wait too long. What it leaves open needs no
+    /// hint of its own: everything is looked at after this.
+    fn touch_all(&self, sink: &mut dyn Sink) {
+        let n_targets: usize = self.spines.values().map(|spine| spine.targets.len()).sum();
+        if n_targets > MOST_SHOWN {
+            return;
+        }
+        let mut left = BTreeSet::new();
+        for id in self.spines.keys() {
+            for index in self.all(*id) {
+                self.touch(*id, index, None, sink, &mut left);
+            }
+        }
     }
 
     /// Shows a target to the sink; adds its resources to `look` when the sink leaves it open.

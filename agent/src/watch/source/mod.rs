@@ -252,6 +252,11 @@ impl Source {
         [self.inotify.as_fd(), self.fanotify.as_ref().map(AsFd::as_fd)]
     }
 
+    /// Bytes of events that wait to be read, of all sources.
+    pub(super) fn n_pending_bytes(&self) -> u64 {
+        self.fds().into_iter().flatten().filter_map(|fd| rustix::io::ioctl_fionread(fd).ok()).max().unwrap_or(0)
+    }
+
     /// Watches held now.
     pub(super) fn n_watches(&self) -> usize {
         self.inotify.n_watches() + self.fanotify.as_ref().map_or(0, Fanotify::n_watches)
