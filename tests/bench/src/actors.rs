@@ -60,6 +60,10 @@ impl Actors {
             let mut entries = sandbox.history(10 * self.writers + 100)?;
             entries.retain(|entry| entry.get("cause").and_then(Value::as_str) == Some("drift"));
             entries.retain(|entry| entry.get("outcome").and_then(Value::as_str) == Some("changed"));
+            // What the guard put back is written down a moment later than what a run did.
+            entries.sort_by_key(|entry| {
+                entry.get("time").and_then(Value::as_str).and_then(|time| time.parse::<jiff::Timestamp>().ok())
+            });
             Ok((entries.len() >= self.writers).then_some(entries))
         })?;
         courier.stop()?;

@@ -230,9 +230,24 @@ impl Sandbox {
         let agent = self.start_agent()?;
         let courier = self.start_courier()?;
         self.wait_converged(revision)?;
+        self.wait_guarded()?;
         Ok((agent, courier))
     }
+
+    /// Waits until the guard has laid out its copies, which takes the disk a moment after the first convergence.
+    fn wait_guarded(&self) -> Result<()> {
+        let (mut last, mut n_same) = (0, 0);
+        wait_for("the copies of the guard", PATIENCE, || {
+            let n_guarded = self.status()?.n_guarded;
+            n_same = if n_guarded == last && n_guarded > 0 { n_same + 1 } else { 0 };
+            last = n_guarded;
+            Ok((n_same >= STEADY).then_some(()))
+        })
+    }
 }
+
+/// Looks at the guard that must show the same before it is taken for ready.
+const STEADY: u32 = 100;
 
 impl Agent {
     /// Its process id.
