@@ -29,8 +29,8 @@ pub struct Idle {
     /// Seconds to watch it while others read the watched directories
     #[arg(long, default_value_t = 20)]
     pub read_seconds: u64,
-    /// Seconds to let everything settle before
-    #[arg(long, default_value_t = 10)]
+    /// Seconds to let everything settle before: what is young is read again each minute, and copies are being laid out
+    #[arg(long, default_value_t = 100)]
     pub settle: u64,
 }
 
@@ -87,7 +87,7 @@ impl Idle {
             Row::plain(
                 format!("{what}: CPU seconds a minute of the agent"),
                 format!("{agent_cpu:.3} s"),
-                Goal::Met("< 0.05 s".to_owned(), n_files > 10_000 || agent_cpu < 0.05),
+                if n_files <= 10_000 { Goal::Met("< 0.05 s".to_owned(), agent_cpu < 0.05) } else { Goal::None },
             ),
             Row::plain(
                 format!("{what}: CPU seconds a minute of the courier"),
