@@ -20,6 +20,7 @@ pub mod root;
 pub mod selinux;
 pub mod stage;
 pub mod thread;
+pub mod tree;
 pub mod units;
 mod uring;
 pub mod verify;
