@@ -6,7 +6,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
@@ -123,7 +123,7 @@ fn verify_one_file(bencher: Bencher<'_, '_>) {
     let Ensure::Present(spec) = &file.ensure else { panic!("a file that is there") };
     let entry = Entry {
         path: AbsPath::new(&path(0)).unwrap(),
-        content: Arc::clone(&spec.content),
+        content: spec.content.clone(),
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         mode: Mode::from_bits(0o644),

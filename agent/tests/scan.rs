@@ -6,14 +6,14 @@ use std::fs::{self, File, FileTimes};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use rekindle::guard::scan::{Found, Pace, Scan, Scanner};
 use rekindle::host::root::{Permissions, Root};
 use rekindle::host::verify::Entry;
-use rekindle::resource::{AbsPath, Kind, Mode, ResourceId};
+use rekindle::resource::{AbsPath, Content, Kind, Mode, ResourceId};
 use rustix::fs::IFlags;
 use tempfile::TempDir;
 
@@ -72,7 +72,7 @@ impl World {
 
 fn entry(path: &str, content: &str) -> Entry {
     let (uid, gid) = rekindle::host::current_ids();
-    let content = Arc::from(content.as_bytes());
+    let content = Content::new(content.as_bytes());
     Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644), label: None }
 }
 

@@ -14,7 +14,7 @@ use super::worker::{Task, Worker};
 use crate::converge::Cause;
 use crate::converge::health::{Contested, Input};
 use crate::record::{Note, RunInfo};
-use crate::resource::{Desired, Ensure, Resource, ResourceId, digest};
+use crate::resource::{Desired, Ensure, Resource, ResourceId};
 use crate::schedule::{Contest, short_digest};
 use crate::spool::{Event as AlertEvent, OutgoingBody};
 
@@ -155,7 +155,7 @@ impl Worker {
 fn wanted(resource: &Resource) -> Option<String> {
     match &resource.desired {
         Desired::File(file) => match &file.ensure {
-            Ensure::Present(spec) => Some(short_digest(&digest(&spec.content))),
+            Ensure::Present(spec) => Some(short_digest(&spec.content.digest())),
             Ensure::Absent => None,
         },
         Desired::Directory(_)

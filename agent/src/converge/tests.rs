@@ -23,8 +23,8 @@ use crate::host::fake::{self, Fakes};
 use crate::policy::Revision;
 use crate::resource::place::Ownership;
 use crate::resource::{
-    AbsPath, Desired, Ensure, GroupName, Kind, Mode as Permission, Notify, OnDrift, PackageName, Principal, Resource,
-    SourceLocation, UnitName, UserName, directory, file, group, package, service, symlink, user,
+    AbsPath, Content, Desired, Ensure, GroupName, Kind, Mode as Permission, Notify, OnDrift, PackageName, Principal,
+    Resource, SourceLocation, UnitName, UserName, directory, file, group, package, service, symlink, user,
 };
 
 /// A host, its record, and what looks behind both.
@@ -179,7 +179,7 @@ fn abs(path: &str) -> AbsPath {
 
 fn file_spec(content: &str) -> file::Spec {
     file::Spec {
-        content: Arc::from(content.as_bytes()),
+        content: Content::new(content.as_bytes()),
         ownership: Arc::new(Ownership {
             owner: Principal::Agent,
             group: Principal::Agent,

@@ -28,7 +28,7 @@ use crate::host::stage::{Copy, Stage};
 use crate::policy::Revision;
 use crate::record::{Record, Repair, RunInfo};
 use crate::resource::{
-    AbsPath, Action, Change, Ensure, Notify, Observation, ResourceId, UnitName, Verdict, chain, file, place,
+    AbsPath, Action, Change, Content, Ensure, Notify, Observation, ResourceId, UnitName, Verdict, chain, file, place,
 };
 
 /// Copies that are written together.
@@ -180,20 +180,22 @@ impl Keeper {
     fn account(&mut self, known: Known) -> Account {
         let Known { deed, actor } = known;
         let known = deed.likeness;
+        let mut changes = Vec::new();
         let (observation, displaced) = match deed.what {
-            What::Placed => (Observation::Absent, None),
+            What::Placed => (Some(Observation::Absent), None),
             What::Permissions(_, before) => {
-                let node = place::Node::File(known.spec.content.to_vec());
-                (Observation::Present(place::Observed { node, metadata: before }), None)
+                // Nothing was displaced.
+                changes = file::permission_changes(&known.spec, &before, known.names);
+                (None, None)
             }
             What::Exchanged(name) => {
                 hand_on(&deed.stage, &name, &path_of(&deed.resource), deed.directory.as_fd());
-                (displaced(&deed.stage, &name), Some((deed.stage, name)))
+                (Some(displaced(&deed.stage, &name)), Some((deed.stage, name)))
             }
         };
         let mut account = Account {
             resource: deed.resource,
-            changes: Vec::new(),
+            changes,
             action: Action::Update,
             backup: None,
             notifies: known.notifies.to_vec(),
@@ -203,14 +205,16 @@ impl Keeper {
             took_us: deed.took_us,
         };
         let desired = file::Desired { path: path_of(&account.resource), ensure: Ensure::Present(known.spec.clone()) };
-        if let Verdict::Drift(drift) = file::diff(&desired, &observation, known.names, &[]) {
-            account.changes = drift.changes;
-            account.action = drift.action;
-        }
-        match self.keep(&account.resource, &observation, &known.spec.content) {
-            Ok(backup) => account.backup = backup,
-            // It stays where it is, and the next start tries again.
-            Err(NotKept) => account.displaced = None,
+        if let Some(observation) = &observation {
+            if let Verdict::Drift(drift) = file::diff(&desired, observation, known.names, &[]) {
+                account.changes = drift.changes;
+                account.action = drift.action;
+            }
+            match self.keep(&account.resource, observation, &known.spec.content) {
+                Ok(backup) => account.backup = backup,
+                // It stays where it is, and the next start tries again.
+                Err(NotKept) => account.displaced = None,
+            }
         }
         if account.changes.is_empty() {
             // Whoever still had the displaced file open wrote to it since.
@@ -224,7 +228,7 @@ impl Keeper {
         &mut self,
         resource: &ResourceId,
         observation: &Observation<place::Observed>,
-        declared: &[u8],
+        declared: &Content,
     ) -> Result<Option<String>, NotKept> {
         let kept = match observation {
             Observation::Absent => return Ok(None),
@@ -233,7 +237,7 @@ impl Keeper {
                 return Err(NotKept);
             }
             Observation::Present(observed) => match &observed.node {
-                place::Node::File(content) if content == declared => return Ok(None),
+                place::Node::File(content) if declared.is(content) => return Ok(None),
                 place::Node::File(content) => self.record.keep(content),
                 place::Node::Symlink(target) => {
                     self.record.keep(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()))

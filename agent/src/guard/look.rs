@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::table::Likeness;
 use crate::host::root::{FileType, Metadata, is_labelled_like, metadata_of_open, stat_at};
+use crate::resource::Content;
 
 /// What a look found.
 #[derive(Debug)]
@@ -73,10 +74,10 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, declared: &Likeness,
     }
 }
 
-fn has_content(file: &File, content: &[u8], buffer: &mut Vec<u8>) -> io::Result<bool> {
+fn has_content(file: &File, content: &Content, buffer: &mut Vec<u8>) -> io::Result<bool> {
     buffer.clear();
     // One byte more shows a file that grows.
     let limit = u64::try_from(content.len()).unwrap_or(u64::MAX).saturating_add(1);
     file.take(limit).read_to_end(buffer)?;
-    Ok(buffer.as_slice() == content)
+    Ok(content.is(buffer))
 }

@@ -43,8 +43,6 @@ pub(super) struct Plan {
     /// What the files of a pool are and, when it is a single one, which: what is found on a stage is named by the key alone.
     pub(super) by_name: HashMap<Arc<str>, (Arc<Likeness>, Option<ResourceId>)>,
     places: HashMap<AbsPath, Option<Place>>,
-    /// Digests of contents, by where they are in memory: many files share one.
-    digests: HashMap<(*const u8, usize), Arc<str>>,
 }
 
 impl Plan {
@@ -74,7 +72,7 @@ impl Plan {
                 return;
             }
         };
-        let key = self.key(&file, permissions, label.as_deref());
+        let key = Self::key(&file, permissions, label.as_deref());
         let next = u32::try_from(self.pools.len()).unwrap_or(u32::MAX);
         let index = *self.by_key.entry((Arc::clone(&key), stage.mount())).or_insert(next);
         let Declared { resource, spec, names, notifies, .. } = file;
@@ -117,10 +115,8 @@ impl Plan {
     }
 
     /// Names the pool of a file on the stage. It is the same in every process that runs under the same policy.
-    fn key(&mut self, file: &Declared, permissions: Permissions, label: Option<&str>) -> Arc<str> {
-        let content = &file.spec.content;
-        let content =
-            self.digests.entry((content.as_ptr(), content.len())).or_insert_with(|| Arc::from(digest(content)));
+    fn key(file: &Declared, permissions: Permissions, label: Option<&str>) -> Arc<str> {
+        let content = file.spec.content.digest();
         let Permissions { uid, gid, mode } = permissions;
         let mut text =
             format!("{content} {uid} {gid} {mode} {} {}", file.spec.ownership.owner, file.spec.ownership.group);

@@ -24,6 +24,7 @@ use super::root::{
     FileType, Metadata, Permissions, Root, hand_on, is_labelled_like, metadata_at, metadata_of_open, mount_of, stat_at,
     stat_of, succeed, sync_directory,
 };
+use crate::resource::Content;
 
 /// Name of the stage of a mount that the state directory is not on, in the mount's own root.
 const FOREIGN_STAGE: &str = ".rekindle-stage";
@@ -68,7 +69,7 @@ pub struct Copy<'a> {
     /// Name in the stage.
     pub name: &'a str,
     /// The whole content.
-    pub content: &'a [u8],
+    pub content: &'a Content,
     /// Owner, group and mode.
     pub permissions: Permissions,
     /// The SELinux label, where one is named.
@@ -201,7 +202,7 @@ impl Entered<'_> {
         let mut file = File::from(file);
         // A copy has what is declared and nothing that the stage's own directory would hand down.
         succeed(None, &file, copy.label)?;
-        file.write_all(copy.content)?;
+        file.write_all(&copy.content.bytes()?)?;
         let made = stat_of(&file)?;
         let wanted = copy.permissions;
         if (made.uid, made.gid) != (wanted.uid, wanted.gid) {
@@ -229,7 +230,7 @@ impl Entered<'_> {
         buffer.clear();
         let limit = u64::try_from(copy.content.len()).unwrap_or(u64::MAX).saturating_add(1);
         file.take(limit).read_to_end(buffer)?;
-        Ok(buffer.as_slice() == copy.content)
+        Ok(copy.content.is(buffer))
     }
 
     /// Metadata of what is at a name; `None` when nothing is.

@@ -35,7 +35,7 @@ pub use rustix::io::Errno;
 
 use super::root::Root;
 use super::uring::Ring;
-use crate::resource::{AbsPath, Mode};
+use crate::resource::{AbsPath, Content, Mode};
 
 pub use one::{Buffers, Verifier, verify_at};
 
@@ -45,7 +45,7 @@ pub struct Entry {
     /// Where.
     pub path: AbsPath,
     /// Every byte.
-    pub content: std::sync::Arc<[u8]>,
+    pub content: Content,
     /// Owner id.
     pub uid: u32,
     /// Group id.

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use super::place::{self, Node, Observed, Ownership};
-use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Names, Observation, Verdict, text};
-use crate::host::root::Root;
+use super::{AbsPath, Action, ApplyError, Change, Content, Drift, Ensure, Names, Observation, Verdict, text};
+use crate::host::root::{Metadata, Permissions, Root};
 use crate::host::verify::Entry;
 
 /// What a file should be.
@@ -25,7 +25,7 @@ pub struct Desired {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
     /// The whole content, already rendered. A compiled policy holds equal contents once.
-    pub content: Arc<[u8]>,
+    pub content: Content,
     /// Owner, group and mode. A compiled policy holds equal ones once.
     pub ownership: Arc<Ownership>,
 }
@@ -37,13 +37,20 @@ impl Desired {
         let Ensure::Present(spec) = &self.ensure else { return None };
         Some(Entry {
             path: self.path.clone(),
-            content: Arc::clone(&spec.content),
+            content: spec.content.clone(),
             uid: names.uid?,
             gid: names.gid?,
             mode: spec.ownership.mode,
             label: None,
         })
     }
+}
+
+/// What differs when the content is as declared and only owner, group or mode may not be.
+pub fn permission_changes(spec: &Spec, metadata: &Metadata, names: Names) -> Vec<Change> {
+    let mut changes = Vec::new();
+    place::permission_changes(&mut changes, metadata, names, &spec.ownership);
+    changes
 }
 
 /// Reads what is at the path. Content is read up to [`place::MAX_CONTENT`] so that it can be shown and kept.
@@ -69,27 +76,27 @@ pub fn diff(
         (Ensure::Absent, Observation::Present(observed)) => Verdict::Drift(place::removal(observed)),
         (Ensure::Present(spec), Observation::Absent) => {
             let mut changes: Vec<Change> = place::parent_changes(missing_parents).collect();
-            changes.push(text::content_change("content", None, Some(&spec.content)));
+            changes.push(text::change_to("content", None, &spec.content));
             changes.extend(place::new_permission_changes(names, &spec.ownership));
             Verdict::Drift(Drift { action: Action::Create, changes })
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
             let mut changes = Vec::new();
             match &observed.node {
-                Node::File(content) if content[..] == spec.content[..] => {}
+                Node::File(content) if spec.content.is(content) => {}
                 Node::File(content) => {
-                    changes.push(text::content_change("content", Some(content), Some(&spec.content)));
+                    changes.push(text::change_to("content", Some(content), &spec.content));
                 }
                 Node::Unread => changes.push(Change {
                     attribute: "content".to_owned(),
                     detail: super::ChangeDetail::Opaque {
                         from: Some(format!("{} bytes, too long to keep", observed.metadata.size)),
-                        to: Some(text::describe(&spec.content)),
+                        to: Some(text::describe_declared(&spec.content)),
                     },
                 }),
                 Node::Directory | Node::Symlink(_) | Node::Special => {
                     changes.push(Change::value("type", Some(observed.node.describe()), Some("file".to_owned())));
-                    changes.push(text::content_change("content", None, Some(&spec.content)));
+                    changes.push(text::change_to("content", None, &spec.content));
                     place::flag_change(&mut changes, "", &observed.metadata);
                 }
             }
@@ -100,7 +107,7 @@ pub fn diff(
                 if n_links > 1 && !observed.metadata.is_mount && !changes.is_empty() {
                     changes.push(Change::value("links", Some(n_links.to_string()), Some("1".to_owned())));
                 }
-                let same = matches!(&observed.node, Node::File(content) if content[..] == spec.content[..]);
+                let same = matches!(&observed.node, Node::File(content) if spec.content.is(content));
                 if observed.metadata.is_mount && !same {
                     let how = "in place, not at once: something is mounted on it".to_owned();
                     changes.push(Change::value("method", None, Some(how)));
@@ -126,7 +133,7 @@ pub fn apply(
         (Ensure::Present(spec), Observation::Absent) => {
             let permissions = spec.ownership.permissions(path, names)?;
             place::make_parents(root, path)?;
-            place::put(root, path, &spec.content, permissions, "create", None)
+            put(root, path, spec, permissions, "create", None)
         }
         (Ensure::Present(spec), Observation::Present(observed)) => {
             let permissions = spec.ownership.permissions(path, names)?;
@@ -134,18 +141,31 @@ pub fn apply(
             match &observed.node {
                 // Of a file with several names the others are none of ours to change: it is replaced, and they keep what
                 // they are.
-                Node::File(content) if content[..] == spec.content[..] && observed.metadata.n_links == 1 => root
+                Node::File(content) if spec.content.is(content) && observed.metadata.n_links == 1 => root
                     .set_permissions(path, permissions)
                     .map_err(place::failure("set the owner and mode of", path, metadata)),
                 Node::File(_) | Node::Unread | Node::Symlink(_) | Node::Special => {
                     place::unlock(root, path, observed)?;
-                    place::put(root, path, &spec.content, permissions, "replace", metadata)
+                    put(root, path, spec, permissions, "replace", metadata)
                 }
                 Node::Directory => {
                     place::remove(root, path, observed)?;
-                    place::put(root, path, &spec.content, permissions, "create", None)
+                    put(root, path, spec, permissions, "create", None)
                 }
             }
         }
     }
+}
+
+/// Puts the declared content at a path; `metadata` is what was seen there.
+fn put(
+    root: &Root,
+    path: &AbsPath,
+    spec: &Spec,
+    permissions: Permissions,
+    operation: &'static str,
+    metadata: Option<&Metadata>,
+) -> Result<(), ApplyError> {
+    let content = spec.content.bytes().map_err(place::failure("read the declared content of", path, None))?;
+    place::put(root, path, &content, permissions, operation, metadata)
 }

@@ -164,7 +164,7 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
     let (path, observation, keeps_same_content) = match (desired, &sighting.observed) {
         (Desired::File(d), Observed::File(Observation::Present(o))) => {
             let same = match (&d.ensure, &o.node) {
-                (Ensure::Present(spec), Node::File(content)) => content[..] == spec.content[..],
+                (Ensure::Present(spec), Node::File(content)) => spec.content.is(content),
                 (
                     Ensure::Present(_) | Ensure::Absent,
                     Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+pub mod content;
 pub mod directory;
 pub mod file;
 pub mod group;
@@ -21,12 +22,13 @@ mod names;
 mod snapshot;
 mod text;
 
+pub use content::Content;
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, observe, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};
-pub use text::digest;
+pub use text::{digest, hex};
 
 /// What a resource should be: there, with a specification, or not there.
 #[derive(Debug, Clone, PartialEq, Eq)]

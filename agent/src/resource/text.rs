@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use similar::TextDiff;
 
-use super::{Change, ChangeDetail, MAX_DIFF};
+use super::{Change, ChangeDetail, Content, MAX_DIFF};
 
 /// Content longer than this is compared by digest only: a line diff of it would cost more than it tells.
 const MAX_DIFF_INPUT: usize = 256 * 1024;
@@ -27,14 +27,40 @@ pub(super) fn content_change(attribute: &str, from: Option<&[u8]>, to: Option<&[
     Change { attribute: attribute.to_owned(), detail }
 }
 
+/// The change from `from` to what is declared. Where that cannot be read now, its size and digest are shown.
+pub(super) fn change_to(attribute: &str, from: Option<&[u8]>, to: &Content) -> Change {
+    match to.bytes() {
+        Ok(bytes) => content_change(attribute, from, Some(&bytes)),
+        Err(_) => {
+            let detail = ChangeDetail::Opaque { from: from.map(describe), to: Some(describe_declared(to)) };
+            Change { attribute: attribute.to_owned(), detail }
+        }
+    }
+}
+
 /// Size and digest of content, such as `812 bytes, sha256 3f…`.
 pub(super) fn describe(content: &[u8]) -> String {
     format!("{} bytes, sha256 {}", content.len(), digest(content))
 }
 
+/// Size and digest of declared content, in the same words.
+pub(super) fn describe_declared(content: &Content) -> String {
+    format!("{} bytes, sha256 {}", content.len(), content.digest())
+}
+
 /// SHA-256 in hexadecimal.
 pub fn digest(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(content))
+}
+
+/// Bytes in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Text that can be shown: short enough, UTF-8, and free of control characters that a terminal would obey.

@@ -13,7 +13,7 @@ use rekindle::host::root::Root;
 use rekindle::policy::Revision;
 use rekindle::record::Record;
 use rekindle::resource::place::Ownership;
-use rekindle::resource::{AbsPath, Kind, Mode, Names, Notify, Principal, ResourceId, UnitName, file};
+use rekindle::resource::{AbsPath, Content, Kind, Mode, Names, Notify, Principal, ResourceId, UnitName, file};
 use rekindle::watch::{DirtySet, Hint, Interest, WatchError, Watcher};
 
 /// Longer than any busy machine needs; reached only by a test that fails.
@@ -200,7 +200,7 @@ pub fn declared(path: &str, content: &str, notifies: &[(Notify, UnitName)]) -> D
         resource: id(path),
         path: AbsPath::new(path).unwrap(),
         spec: file::Spec {
-            content: content.as_bytes().into(),
+            content: Content::new(content.as_bytes()),
             ownership: Arc::new(Ownership {
                 owner: Principal::Agent,
                 group: Principal::Agent,

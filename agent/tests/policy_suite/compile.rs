@@ -82,7 +82,7 @@ fn every_attribute_arrives() {
     let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &file.desired else {
         panic!("{:?}", file.desired)
     };
-    assert_eq!(String::from_utf8_lossy(&spec.content), "web1 debian 80 true\na\nb\n");
+    assert_eq!(String::from_utf8_lossy(&spec.content.bytes().unwrap()), "web1 debian 80 true\na\nb\n");
     assert_eq!(spec.ownership.owner, Principal::Name("root".to_owned()));
     assert_eq!(spec.ownership.group, Principal::Id(5));
     assert_eq!(spec.ownership.mode, Mode::from_bits(0o600));

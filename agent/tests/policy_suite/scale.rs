@@ -93,10 +93,10 @@ fn equal_contents_and_ownerships_are_held_once() {
     let (last, same) = specs.split_last().unwrap();
     assert_eq!(same.len(), 5);
     for spec in same {
-        assert!(Arc::ptr_eq(&spec.content, &same[0].content));
+        assert!(spec.content.is_shared_with(&same[0].content));
         assert!(Arc::ptr_eq(&spec.ownership, &same[0].ownership));
     }
-    assert!(!Arc::ptr_eq(&last.content, &same[0].content));
+    assert!(!last.content.is_shared_with(&same[0].content));
     assert!(!Arc::ptr_eq(&last.ownership, &same[0].ownership));
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rekindle::host::root::Root;
 use rekindle::host::verify::{self, Entry};
-use rekindle::resource::{AbsPath, Kind, Mode, ResourceId};
+use rekindle::resource::{AbsPath, Content, Kind, Mode, ResourceId};
 use rekindle::watch::{Hint, Interest, WatchError, Watcher};
 use rekindle_tests::wait_for;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -156,11 +156,11 @@ impl Engine {
     fn new(root: &Path, tree: &Tree) -> Result<Self> {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         // Files of one content share it, as those of a policy do.
-        let contents: Vec<Arc<[u8]>> = (0..tree.n_contents).map(|class| Arc::from(tree::content(class))).collect();
+        let contents: Vec<Content> = (0..tree.n_contents).map(|class| Content::new(&tree::content(class))).collect();
         let entry = |file: usize| {
             let content = contents.get(tree.class(file)).context("a content")?;
             let (path, mode) = (AbsPath::new(&tree.path(file))?, Mode::from_bits(tree::MODE));
-            Ok(Entry { path, content: Arc::clone(content), uid, gid, mode, label: None })
+            Ok(Entry { path, content: content.clone(), uid, gid, mode, label: None })
         };
         let mut entries = (0..tree.n_files).map(entry).collect::<Result<Vec<Entry>>>()?;
         verify::sort(&mut entries);

@@ -174,7 +174,7 @@ fn answer(ring: &mut Ring, batch: &[Item<'_>], buffers: &mut Buffers) -> Result<
     for ((place, item, file, seen), content) in open.iter().zip(read) {
         // A short answer is read again by itself: only there it is known to be the whole file.
         match content {
-            Ok(content) if content == &*item.entry.content => match buffers.only_declared(file, item.entry) {
+            Ok(content) if item.entry.content.is(content) => match buffers.only_declared(file, item.entry) {
                 Ok(true) => put(*place, Answer::InSync(*seen)),
                 Ok(false) => put(*place, Answer::Differs),
                 Err(_) => {}

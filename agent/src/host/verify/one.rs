@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::{Answer, Entry, Root, Seen};
 use crate::host::root::{Noteworthy, noteworthy};
+use crate::resource::Content;
 
 /// Bytes that are read at once.
 pub(super) const CHUNK: usize = 128 * 1024;
@@ -176,23 +177,22 @@ fn statx_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Statx, Errno> {
 
 /// Whether the file consists of exactly these bytes. One byte more than is left is asked for, so that a file that is longer
 /// shows it and one that is not needs no second read.
-fn has_content(file: &OwnedFd, mut content: &[u8], buffer: &mut [u8]) -> Result<bool, Errno> {
+fn has_content(file: &OwnedFd, content: &Content, buffer: &mut [u8]) -> Result<bool, Errno> {
+    let mut comparison = content.compare();
     loop {
-        let length = buffer.len().min(content.len().saturating_add(1));
+        let length = buffer.len().min(comparison.n_left().saturating_add(1));
         let asked = buffer.get_mut(..length).unwrap_or_default();
         let n_read = match rustix::io::read(file, asked) {
             Ok(n_read) => n_read,
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno),
         };
-        if n_read == 0 {
-            return Ok(content.is_empty());
+        if !comparison.take(buffer.get(..n_read).unwrap_or_default()) {
+            return Ok(false);
         }
-        match buffer.get(..n_read).and_then(|read| content.strip_prefix(read)) {
-            // A regular file gives less than was asked for only at its end.
-            Some([]) if n_read < length => return Ok(true),
-            Some(rest) => content = rest,
-            None => return Ok(false),
+        // A regular file gives less than was asked for only at its end.
+        if n_read == 0 || (comparison.n_left() == 0 && n_read < length) {
+            return Ok(comparison.is_equal());
         }
     }
 }

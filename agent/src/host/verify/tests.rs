@@ -63,7 +63,7 @@ impl Fixture {
 
 fn entry(path: &str, content: &str) -> Entry {
     let (uid, gid) = crate::host::current_ids();
-    let content = Arc::from(content.as_bytes());
+    let content = Content::new(content.as_bytes());
     Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644), label: None }
 }
 
@@ -418,7 +418,7 @@ proptest! {
         let answers = f.answers(&entries);
         for (entry, answer) in entries.iter().zip(answers) {
             let spec = file::Spec {
-                content: Arc::clone(&entry.content),
+                content: entry.content.clone(),
                 ownership: Arc::new(Ownership {
                     owner: Principal::Agent,
                     group: Principal::Agent,

@@ -1,7 +1,6 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,8 +12,8 @@ use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
 use crate::resource::place::Ownership;
 use crate::resource::{
-    AbsPath, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal, ResourceId,
-    UnitName, UserName, directory, file, group, package, service, symlink, user,
+    AbsPath, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal,
+    ResourceId, UnitName, UserName, directory, file, group, package, service, symlink, user,
 };
 
 /// One declaration with its own mistakes sorted out.
@@ -217,7 +216,7 @@ impl<'a, 'v> Reader<'a, 'v> {
         Some(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
     }
 
-    fn content(&mut self) -> Result<Arc<[u8]>, Reported> {
+    fn content(&mut self) -> Result<Content, Reported> {
         let given: Vec<_> =
             ["content", "source", "template"].into_iter().filter_map(|name| self.fields.get(name)).collect();
         let (first, second) = (given.first(), given.get(1));

@@ -84,7 +84,10 @@ impl Ways {
         }
         self.touched.get_or_insert_with(|| place.clone());
         let text = match &file.ensure {
-            Ensure::Present(spec) => String::from_utf8_lossy(&spec.content).into_owned(),
+            // While a policy is compiled all of it is in memory.
+            Ensure::Present(spec) => {
+                spec.content.bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+            }
             Ensure::Absent => String::new(),
         };
         if path == SUDOERS {
