@@ -36,6 +36,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     values::duration(text)
 }
 
+/// Reads a file that says whom to trust, or that others than root must not decide: at most 1 MiB, written by root alone.
+pub fn read_guarded(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    files::read_guarded(path)
+}
+
 /// Reads one file, which must exist, and the drop-ins in the directory of its name with `.d` appended.
 pub fn load_file(path: &Path) -> Result<Settings, ConfigError> {
     files::of_file(path).and_then(|sources| settings::from_sources(&sources))
@@ -176,8 +181,8 @@ pub struct PolicySettings {
 /// Whose signatures count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustSettings {
-    /// An OpenSSH allowed_signers file.
-    AllowedSigners(PathBuf),
+    /// An OpenSSH allowed_signers file or an OpenPGP keyring; its content says which.
+    Keys(PathBuf),
     /// `trust = "none"`, written out: any commit of the branch is accepted.
     None,
 }
@@ -309,6 +314,11 @@ impl Default for Paths {
 }
 
 impl Paths {
+    /// The newest revision that was ever accepted, outside the state so that it outlives it.
+    pub fn newest(&self) -> PathBuf {
+        self.root.join("etc/rekindle/newest-revision")
+    }
+
     /// `outbox/`.
     pub fn outbox(&self) -> PathBuf {
         self.state.join("outbox")

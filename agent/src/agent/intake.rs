@@ -18,6 +18,9 @@ use crate::watch::{Interest, SharedPath};
 impl Worker {
     /// Puts the recorded revision in force again.
     pub(super) fn load_policy(&mut self) {
+        if let Err(error) = revisions::keep_newest(&self.settings.paths, &self.revisions) {
+            self.warn(chain(&error));
+        }
         let Some(revision) = self.revisions.in_force.clone() else { return };
         let view = host::facts::view(&self.host);
         match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {

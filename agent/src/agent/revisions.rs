@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::status::Refused;
-use crate::config::{Paths, TrustSettings};
+use crate::config::{self, Paths, TrustSettings};
+use crate::host::gpgv;
 use crate::policy::compile::{self, Inputs};
-use crate::policy::trust::{self, AllowedSigners, Trust, Verified};
+use crate::policy::trust::{self, AllowedSigners, Keyring, Trust, Verified};
 use crate::policy::{DesiredState, Revision, candidate};
+use crate::record::newest::{self, Newest};
 use crate::resource::chain;
 
 /// What is remembered about revisions, under the key `revisions` of the record.
@@ -25,7 +27,8 @@ pub struct Revisions {
     pub in_force_since: Option<Timestamp>,
     /// The last revision under which everything converged here.
     pub last_good: Option<Revision>,
-    /// The newest revision ever accepted: what replaces it must descend from it.
+    /// The newest revision ever accepted: what replaces it must descend from it. Kept outside the state, too
+    /// ([`crate::record::newest`]): each of the two counts while the other is lost.
     pub high_water: Option<Revision>,
     /// The revision that was backed out because it fails here; it is not taken up again.
     pub backed_out: Option<Revision>,
@@ -75,6 +78,15 @@ pub fn consider(
                 let reason = format!("cannot keep it on disk: {}", chain(&error));
                 return refuse(revisions, commit, reason, now);
             }
+            // Before anything is done under it: a kill in between leaves a mark that this commit itself satisfies.
+            match newest::save(&paths.newest(), &revision) {
+                Ok(()) => {}
+                // Where nothing can be written there is nothing to wait for.
+                Err(error) if error.is_read_only() => {
+                    tracing::warn!("{}; losing {} would let an older policy in", chain(&error), paths.state.display());
+                }
+                Err(error) => return refuse(revisions, commit, chain(&error), now),
+            }
             revisions.in_force = Some(revision.clone());
             revisions.in_force_since = Some(now);
             revisions.high_water = Some(revision);
@@ -106,15 +118,17 @@ fn examine(
     let repository = paths.repository();
     let trust = match trust {
         TrustSettings::None => Trust::Unsigned,
-        TrustSettings::AllowedSigners(file) => Trust::Signers(read_signers(file)?),
+        TrustSettings::Keys(file) => read_keys(file)?,
     };
-    if let Some(high) = &revisions.high_water {
-        let descends = candidate::is_ancestor(&repository, high.as_str(), commit).map_err(|e| chain(&e))?;
+    for mark in marks(paths, revisions)? {
+        let descends = candidate::is_ancestor(&repository, mark.as_str(), commit).map_err(|e| chain(&e))?;
         if !descends {
             return Err(format!(
                 "it does not descend from {}, the newest revision accepted here: history was rewritten or moved backwards\n\
-                 hint: push a commit on top of the accepted one; `git revert` goes back without rewriting history",
-                high.short()
+                 hint: push a commit on top of the accepted one; `git revert` goes back without rewriting history. If another \
+                 history is meant, run `echo none > {}` on this host",
+                mark.short(),
+                paths.newest().display()
             ));
         }
     }
@@ -124,10 +138,38 @@ fn examine(
     Ok((verified, compiled.state))
 }
 
-fn read_signers(file: &Path) -> Result<AllowedSigners, String> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| format!("cannot read the allowed signers in `{}`: {e}", file.display()))?;
-    AllowedSigners::parse(&text).map_err(|e| format!("in `{}`: {}", file.display(), chain(&e)))
+/// What a commit must descend from to be accepted.
+fn marks(paths: &Paths, revisions: &Revisions) -> Result<Vec<Revision>, String> {
+    let mut marks: Vec<Revision> = revisions.high_water.iter().cloned().collect();
+    match newest::load(&paths.newest()).map_err(|e| chain(&e))? {
+        Newest::Unwritten => {}
+        // The word of a person, who may write there.
+        Newest::Any => marks.clear(),
+        Newest::Revision(kept) if marks.contains(&kept) => {}
+        Newest::Revision(kept) => marks.push(kept),
+    }
+    Ok(marks)
+}
+
+/// Writes the newest accepted revision down again where somebody removed it.
+pub fn keep_newest(paths: &Paths, revisions: &Revisions) -> Result<(), newest::NewestError> {
+    match (&revisions.high_water, newest::load(&paths.newest())?) {
+        (Some(revision), Newest::Unwritten) => newest::save(&paths.newest(), revision),
+        (Some(_), Newest::Revision(_) | Newest::Any) | (None, _) => Ok(()),
+    }
+}
+
+fn read_keys(file: &Path) -> Result<Trust, String> {
+    let bytes = config::read_guarded(file).map_err(|e| format!("whom to trust is not known: {}", chain(&e)))?;
+    let wrong = |e: trust::TrustError| format!("in `{}`: {}", file.display(), chain(&e));
+    if Keyring::is_one(&bytes) {
+        let keyring = Keyring::parse(&bytes).map_err(wrong)?;
+        return Ok(Trust::OpenPgp { keyring, gpgv: gpgv::ask });
+    }
+    let text = String::from_utf8(bytes).map_err(|_| {
+        format!("`{}` is neither an allowed_signers file of OpenSSH nor an OpenPGP keyring", file.display())
+    })?;
+    AllowedSigners::parse(&text).map(Trust::Signers).map_err(wrong)
 }
 
 /// Loads a revision that was verified and stored earlier.

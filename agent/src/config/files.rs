@@ -80,30 +80,43 @@ fn drop_ins(directory: &Path) -> Result<BTreeMap<OsString, PathBuf>, ConfigError
 }
 
 fn read(path: PathBuf) -> Result<Source, ConfigError> {
+    let bytes = read_guarded(&path)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Source { path, text }),
+        Err(error) => {
+            let source = io::Error::new(io::ErrorKind::InvalidData, error.utf8_error());
+            Err(ConfigError::Read { path, source })
+        }
+    }
+}
+
+/// The content of a file that others than root must not decide.
+pub(super) fn read_guarded(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
     };
-    let metadata = fs::metadata(directory).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let metadata = fs::metadata(directory).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     // In a sticky directory nobody can replace another's file.
     let others_may_replace = metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0;
     refuse_exposed(directory, &metadata, others_may_replace)?;
-    match read_text(&path) {
-        Ok((metadata, text)) => {
-            refuse_exposed(&path, &metadata, metadata.mode() & 0o022 != 0)?;
-            match text {
-                Some(text) => Ok(Source { path, text }),
-                None if metadata.is_dir() => Err(ConfigError::NotAFile { path, found: "a directory" }),
-                None if metadata.is_file() => Err(ConfigError::NotAFile { path, found: "larger than 1 MiB" }),
-                None => Err(ConfigError::NotAFile { path, found: "a special file" }),
+    let not_a_file = |found| Err(ConfigError::NotAFile { path: path.to_owned(), found });
+    match read_bytes(path) {
+        Ok((metadata, bytes)) => {
+            refuse_exposed(path, &metadata, metadata.mode() & 0o022 != 0)?;
+            match bytes {
+                Some(bytes) => Ok(bytes),
+                None if metadata.is_dir() => not_a_file("a directory"),
+                None if metadata.is_file() => not_a_file("larger than 1 MiB"),
+                None => not_a_file("a special file"),
             }
         }
-        Err(source) => Err(ConfigError::Read { path, source }),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
     }
 }
 
-/// The text of a regular file, and the metadata of the very inode that was read.
-fn read_text(path: &Path) -> io::Result<(Metadata, Option<String>)> {
+/// The content of a regular file, and the metadata of the very inode that was read.
+fn read_bytes(path: &Path) -> io::Result<(Metadata, Option<Vec<u8>>)> {
     // A FIFO would block the opening.
     if !fs::metadata(path)?.is_file() {
         return Ok((fs::metadata(path)?, None));
@@ -113,9 +126,9 @@ fn read_text(path: &Path) -> io::Result<(Metadata, Option<String>)> {
     if !metadata.is_file() || metadata.len() > MAX_SIZE {
         return Ok((metadata, None));
     }
-    let mut text = String::new();
-    file.take(MAX_SIZE).read_to_string(&mut text)?;
-    Ok((metadata, Some(text)))
+    let mut bytes = Vec::new();
+    file.take(MAX_SIZE).read_to_end(&mut bytes)?;
+    Ok((metadata, Some(bytes)))
 }
 
 fn refuse_exposed(path: &Path, metadata: &Metadata, others_may_write: bool) -> Result<(), ConfigError> {

@@ -73,8 +73,10 @@ fn policy(mut table: Table, problems: &mut Problems) -> Option<PolicySettings> {
     let url = table.parsed("url", |text| values::repository(text).map(|()| text.to_owned()), problems);
     let trust = |text: &str| match text {
         "none" => Ok(TrustSettings::None),
-        path if path.starts_with('/') => values::path(path).map(TrustSettings::AllowedSigners),
-        _ => Err(format!("expected the absolute path of an allowed_signers file, or \"none\"; found \"{text}\"")),
+        path if path.starts_with('/') => values::path(path).map(TrustSettings::Keys),
+        _ => Err(format!(
+            "expected the absolute path of an allowed_signers file or of an OpenPGP keyring, or \"none\"; found \"{text}\""
+        )),
     };
     let trust = table.parsed("trust", trust, problems);
     let branch = table.parsed("branch", branch, problems).map_or_else(|| "main".to_owned(), |found| found.value);

@@ -109,7 +109,7 @@ fn every_key_is_read() {
             url: "git@git.example:p.git".into(),
             branch: "prod".into(),
             interval: seconds(120),
-            trust: TrustSettings::AllowedSigners("/etc/rekindle/allowed_signers".into()),
+            trust: TrustSettings::Keys("/etc/rekindle/allowed_signers".into()),
             ca: Some("/ca.pem".into()),
             ssh_key: Some("/key".into()),
             known_hosts: Some("/known".into()),

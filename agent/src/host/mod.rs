@@ -11,6 +11,7 @@ pub mod facts;
 pub mod fake;
 pub mod fanotify;
 pub mod filesystems;
+pub mod gpgv;
 pub mod memory;
 pub mod nest;
 pub mod packages;

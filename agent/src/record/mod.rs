@@ -13,6 +13,7 @@ mod database;
 mod debts;
 mod journal;
 mod lock;
+pub mod newest;
 mod pauses;
 
 use std::path::{Path, PathBuf};

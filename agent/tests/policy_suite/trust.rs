@@ -2,111 +2,16 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use aws_lc_rs::digest::{SHA256, SHA512, digest};
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use jiff::Timestamp;
 use rekindle::policy::candidate::{CandidateError, Origin, from_commit, from_directory, is_ancestor};
 use rekindle::policy::trust::{AllowedSigners, Trust, TrustError, Verified, load_stored, store, verify};
 
+use crate::repository::{POLICY, Repository, now, why};
 use crate::support::write_files;
-
-/// A repository with a home of its own, so that nobody's git configuration has a say.
-struct Repository {
-    home: tempfile::TempDir,
-}
-
-impl Repository {
-    fn new() -> Self {
-        let this = Self { home: tempfile::tempdir().unwrap() };
-        this.git(&["init", "-q", "-b", "main", "."]);
-        this
-    }
-
-    fn path(&self) -> &Path {
-        self.home.path()
-    }
-
-    fn run(&self, program: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
-        use std::io::Write;
-        #[expect(clippy::disallowed_methods, reason = "a test's own tool, on its own directory")]
-        let mut child = Command::new(program)
-            .args(arguments)
-            .current_dir(self.path())
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
-            .env("HOME", self.path())
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .envs(["GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"].map(|name| (name, "ops")))
-            .envs(["GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"].map(|name| (name, "ops@acme.example")))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{program} is needed by this test: {e}"));
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
-    }
-
-    fn git(&self, arguments: &[&str]) -> String {
-        String::from_utf8(self.run("git", arguments, b"")).unwrap().trim().to_owned()
-    }
-
-    /// Makes a key and returns its public line.
-    fn key(&self, name: &str, kind: &[&str]) -> String {
-        let path = self.path().join(name).display().to_string();
-        self.run("ssh-keygen", &[&["-q", "-N", "", "-C", name, "-f", &path], kind].concat(), b"");
-        let line = std::fs::read_to_string(format!("{path}.pub")).unwrap();
-        line.split(' ').take(2).collect::<Vec<_>>().join(" ")
-    }
-
-    fn commit(&self, files: &[(&str, &[u8])], arguments: &[&str]) -> String {
-        write_files(self.path(), files);
-        for (path, _) in files {
-            self.git(&["add", "--", path]);
-        }
-        self.git(&[&["-c", "gpg.format=ssh"], arguments, &["--allow-empty", "-q", "-m", "x"]].concat());
-        self.git(&["rev-parse", "HEAD"])
-    }
-
-    fn signed_commit(&self, key: &str, files: &[(&str, &[u8])]) -> String {
-        let key = format!("user.signingkey={}", self.path().join(key).display());
-        self.commit(files, &["-c", &key, "commit", "-S"])
-    }
-
-    fn plain_commit(&self, files: &[(&str, &[u8])]) -> String {
-        self.commit(files, &["commit"])
-    }
-
-    /// Writes a commit object with this signature, whatever it is worth.
-    fn commit_with_signature(&self, payload: &str, armored: &str) -> String {
-        let (headers, message) = payload.split_once("\n\n").unwrap();
-        let indented = armored.trim_end().replace('\n', "\n ");
-        let object = format!("{headers}\ngpgsig {indented}\n\n{message}");
-        let id = self.run("git", &["hash-object", "-t", "commit", "-w", "--stdin"], object.as_bytes());
-        String::from_utf8(id).unwrap().trim().to_owned()
-    }
-
-    fn payload(&self, commit: &str) -> String {
-        String::from_utf8(self.run("git", &["cat-file", "commit", commit], b"")).unwrap()
-    }
-
-    fn verify(&self, commit: &str, signers: &str) -> Result<Verified, TrustError> {
-        let candidate = from_commit(&self.path().join(".git"), commit).expect("the commit can be read");
-        verify(candidate, &Trust::Signers(AllowedSigners::parse(signers)?), now())
-    }
-}
-
-fn now() -> Timestamp {
-    "2026-06-01T12:00:00Z".parse().unwrap()
-}
-
-const POLICY: &[(&str, &[u8])] = &[("policy.toml", b"[policy]\nname = 'x'\n"), ("files/deep/er", b"\x00\xff")];
 
 #[test]
 fn commits_signed_by_git_with_every_kind_of_key() {
@@ -153,8 +58,11 @@ fn what_allowed_signers_say() {
     check(format!("a valid-before=\"20260101Z\" {key}"), Err("not valid any more"));
     check(format!("a valid-after=\"20270101Z\" {key}"), Err("not valid yet"));
     check(format!("a valid-before=\"20260101Z\" {key}\nb {key}"), Ok("b"));
-    check(format!("a {other}"), Err("is not among the allowed signers"));
-    check(format!("a cert-authority {key}"), Err("line 1 of the allowed signers: `cert-authority` is not supported"));
+    check(format!("a {other}"), Err("is not among the trusted keys"));
+    check(format!("a valid-after=\"20260101UTC\" {key}"), Ok("a"));
+    // An authority signs certificates; its own signature of a commit counts for nothing.
+    check(format!("a cert-authority {key}"), Err("is not among the trusted keys"));
+    check(format!("a cert-authority,cert-authority {key}"), Err("given twice"));
     check(format!("a {key}\nb no-touch-required {key}"), Err("line 2 of the allowed signers: `no-touch-required`"));
     check(format!("a namespaces=\"git {key}"), Err("a quote is not closed"));
     check(format!("a namespaces=git,namespaces=git {key}"), Err("given twice"));
@@ -214,7 +122,7 @@ fn what_is_not_signed_or_not_for_this() {
 
     let pgp =
         repository.commit_with_signature(&payload, "-----BEGIN PGP SIGNATURE-----\n\nx\n-----END PGP SIGNATURE-----");
-    assert!(matches!(repository.verify(&pgp, &signers), Err(TrustError::NotSsh { .. })));
+    assert!(matches!(repository.verify(&pgp, &signers), Err(TrustError::OtherSignature { expected: "SSH", .. })));
 
     let directory = from_directory(repository.path()).unwrap();
     let trust = Trust::Signers(AllowedSigners::parse(&signers).unwrap());
@@ -222,13 +130,6 @@ fn what_is_not_signed_or_not_for_this() {
     assert_eq!(verify(directory, &Trust::Operator, now()).unwrap().signer(), None);
     let candidate = from_commit(&repository.path().join(".git"), &unsigned).unwrap();
     assert_eq!(verify(candidate, &Trust::Unsigned, now()).unwrap().signer(), None);
-}
-
-fn why(result: Result<Verified, TrustError>) -> &'static str {
-    match result {
-        Err(TrustError::BadSignature { why, .. }) => why,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -252,6 +153,35 @@ fn security_keys_must_have_been_touched() {
         let tail = [flags, 0, 0, 0, 7];
         let message = [digest(&SHA256, b"ssh:").as_ref(), &tail, digest(&SHA256, &signed).as_ref()].concat();
         let signature = [string(kind), string(pair.sign(&message).as_ref()), tail.to_vec()].concat();
+        let envelope = [
+            &b"SSHSIG\0\0\0\x01"[..],
+            &string(&key),
+            &string(b"git"),
+            &string(b""),
+            &string(b"sha512"),
+            &string(&signature),
+        ]
+        .concat();
+        let armored =
+            format!("-----BEGIN SSH SIGNATURE-----\n{}\n-----END SSH SIGNATURE-----", STANDARD.encode(envelope));
+        repository.verify(&repository.commit_with_signature(&payload, &armored), &signers)
+    };
+    assert_eq!(check(1).expect("touched").signer(), Some("ops"));
+    assert_eq!(why(check(0)), "the security key was not touched");
+
+    // The older kind of token.
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let kind = b"sk-ecdsa-sha2-nistp256@openssh.com";
+    let key = [string(kind), string(b"nistp256"), string(pair.public_key().as_ref()), string(b"ssh:")].concat();
+    let signers = format!("ops sk-ecdsa-sha2-nistp256@openssh.com {}", STANDARD.encode(&key));
+    let check = |flags: u8| {
+        let tail = [flags, 0, 0, 0, 7];
+        let message = [digest(&SHA256, b"ssh:").as_ref(), &tail, digest(&SHA256, &signed).as_ref()].concat();
+        let raw = pair.sign(&aws_lc_rs::rand::SystemRandom::new(), &message).unwrap();
+        let (r, s) = raw.as_ref().split_at(32);
+        // Numbers in wire form are signed: a leading zero keeps them positive.
+        let numbers = [string(&[&[0], r].concat()), string(&[&[0], s].concat())].concat();
+        let signature = [string(kind), string(&numbers), tail.to_vec()].concat();
         let envelope = [
             &b"SSHSIG\0\0\0\x01"[..],
             &string(&key),
@@ -296,6 +226,30 @@ fn what_a_commit_may_not_hold() {
     }
     assert!(matches!(from_commit(&git_dir, &blob), Err(CandidateError::Mismatch { .. })));
     assert!(matches!(from_commit(Path::new("/nowhere"), missing), Err(CandidateError::Open { .. })));
+}
+
+/// A checkout would run filters and hooks and rewrite what `.gitattributes` names. Nothing is checked out.
+#[test]
+fn threat_a_policy_that_would_run_something_when_checked_out() {
+    let repository = Repository::new();
+    repository.git(&["config", "filter.evil.smudge", "touch pwned; cat"]);
+    repository.git(&["config", "filter.evil.clean", "cat"]);
+    write_files(repository.path(), &[(".git/hooks/post-checkout", b"#!/bin/sh\ntouch pwned\n")]);
+    let hook = repository.path().join(".git/hooks/post-checkout");
+    std::fs::set_permissions(hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let attributes = b"*.txt export-subst filter=evil ident text eol=crlf\nsecret.txt export-ignore\n";
+    let files: [(&str, &[u8]); 4] = [
+        (".gitattributes", attributes),
+        ("a.txt", b"$Format:%H$ $Id$\n"),
+        ("hooks/post-checkout", b"#!/bin/sh\ntouch pwned\n"),
+        ("secret.txt", b"kept\n"),
+    ];
+    let commit = repository.plain_commit(&files);
+    let candidate = from_commit(&repository.path().join(".git"), &commit).unwrap();
+    let verified = verify(candidate, &Trust::Unsigned, now()).unwrap();
+    let read: Vec<_> = verified.files().iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    assert_eq!(read, files);
+    assert!(!repository.path().join("pwned").exists());
 }
 
 /// The repository belongs to the courier, which an attacker may have: a signature of the commit says nothing about bytes

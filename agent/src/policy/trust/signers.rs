@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use super::certificate::Certificate;
 use super::{TrustError, sshsig};
 
 /// Longest file that is read, in bytes.
@@ -19,7 +20,9 @@ pub struct AllowedSigners(Vec<Signer>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Signer {
+    /// A pattern list; it selects among the names of certificates, and otherwise names the holder of the key.
     principals: String,
+    role: Role,
     /// Patterns of namespaces; every namespace when `None`.
     namespaces: Option<Vec<String>>,
     valid_after: Option<Timestamp>,
@@ -27,15 +30,23 @@ struct Signer {
     key: Vec<u8>,
 }
 
-/// What the list says about a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The key signs commits.
+    Signer,
+    /// The key signs certificates of keys that sign commits: `cert-authority`.
+    Authority,
+}
+
+/// What the list says about a key or a certificate.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found<'a> {
+pub(super) enum Found {
     /// It may sign this, now.
-    Allowed(&'a str),
+    Allowed(String),
     /// It is listed, and may not.
     NotAllowed {
         /// Whose key it is.
-        signer: &'a str,
+        signer: String,
         /// Why not; reads after "the key of X, ".
         why: &'static str,
     },
@@ -65,15 +76,47 @@ impl AllowedSigners {
     }
 
     /// Says what the list has on a key. Several lines may name one key: one that allows it is enough.
-    pub(super) fn find(&self, key: &[u8], namespace: &str, now: Timestamp) -> Found<'_> {
+    pub(super) fn find(&self, key: &[u8], namespace: &str, now: Timestamp) -> Found {
         let mut found = Found::Unknown;
-        for signer in self.0.iter().filter(|signer| signer.key == key) {
+        for signer in self.0.iter().filter(|signer| signer.role == Role::Signer && signer.key == key) {
+            let name = signer.principals.clone();
             match signer.objection(namespace, now) {
-                None => return Found::Allowed(&signer.principals),
-                Some(why) => found = Found::NotAllowed { signer: &signer.principals, why },
+                None => return Found::Allowed(name),
+                Some(why) => found = Found::NotAllowed { signer: name, why },
             }
         }
         found
+    }
+
+    /// Says what the list has on a certificate, whose authority has signed it. The authority's line must match one of the
+    /// names in it.
+    pub(super) fn find_certified(&self, certificate: &Certificate<'_>, namespace: &str, now: Timestamp) -> Found {
+        let mut found = Found::Unknown;
+        let lines = self.0.iter().filter(|line| line.role == Role::Authority && line.key == certificate.authority());
+        for line in lines {
+            let patterns: Vec<String> = line.principals.split(',').map(str::to_owned).collect();
+            let named: Vec<&str> =
+                certificate.principals().iter().copied().filter(|name| matches_list(&patterns, name)).collect();
+            let everybody = certificate.principals().join(",");
+            let objection = if everybody.is_empty() {
+                // To ssh-keygen, too, such a certificate is nobody's.
+                Some("whose certificate names no principal")
+            } else if named.is_empty() {
+                Some("whom the line of the certificate's authority does not allow")
+            } else {
+                line.objection(namespace, now).or_else(|| certificate.objection(now))
+            };
+            match objection {
+                None => return Found::Allowed(named.join(",")),
+                Some(why) => found = Found::NotAllowed { signer: everybody, why },
+            }
+        }
+        found
+    }
+
+    /// Whether a key is an authority of the list.
+    pub(super) fn has_authority(&self, key: &[u8]) -> bool {
+        self.0.iter().any(|line| line.role == Role::Authority && line.key == key)
     }
 }
 
@@ -98,7 +141,14 @@ fn parse_line(line: &str) -> Result<Signer, String> {
     if principals.chars().any(char::is_control) {
         return Err("its principals have a control character".to_owned());
     }
-    let mut signer = Signer { principals, namespaces: None, valid_after: None, valid_before: None, key: Vec::new() };
+    let mut signer = Signer {
+        principals,
+        role: Role::Signer,
+        namespaces: None,
+        valid_after: None,
+        valid_before: None,
+        key: Vec::new(),
+    };
     let expected = "expected a key type, such as `ssh-ed25519`, then the key";
     let mut word = words.next().ok_or(expected)?;
     if !looks_like_key_type(&word) {
@@ -145,11 +195,13 @@ fn parse_options(word: &str, signer: &mut Signer) -> Result<(), String> {
                 }
             }
             ("cert-authority", None) => {
-                return Err("`cert-authority` is not supported: list the signers' own keys instead".to_owned());
+                if std::mem::replace(&mut signer.role, Role::Authority) == Role::Authority {
+                    return duplicate();
+                }
             }
             _ => {
                 return Err(format!(
-                    "`{option}` is neither a key type nor an option: expected `namespaces=\"git\"`, `valid-after=\"YYYYMMDD\"` or `valid-before=\"YYYYMMDD\"`"
+                    "`{option}` is neither a key type nor an option: expected `cert-authority`, `namespaces=\"git\"`, `valid-after=\"YYYYMMDD\"` or `valid-before=\"YYYYMMDD\"`"
                 ));
             }
         }
@@ -160,7 +212,7 @@ fn parse_options(word: &str, signer: &mut Signer) -> Result<(), String> {
 /// `YYYYMMDD`, `YYYYMMDDHHMM` or `YYYYMMDDHHMMSS`, with `Z` for UTC.
 fn parse_time(text: &str) -> Result<Timestamp, String> {
     let error = || format!("`{text}` is not a time: expected YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, with Z for UTC");
-    let (digits, zone) = match text.strip_suffix(['Z', 'z']) {
+    let (digits, zone) = match text.strip_suffix(['Z', 'z']).or_else(|| text.strip_suffix("UTC")) {
         Some(digits) => (digits, TimeZone::UTC),
         None => (text, TimeZone::system()),
     };

@@ -56,13 +56,20 @@ impl Signature {
         Ok(Self { key, namespace, hash, signature })
     }
 
-    /// The public key that it claims to be made with, in wire form.
+    /// The public key or certificate that it claims to be made with, in wire form.
     pub(super) fn key(&self) -> &[u8] {
         &self.key
     }
 
-    /// Checks that it is a signature of `message` in `namespace` by the key that it claims.
-    pub(super) fn verify(&self, namespace: &str, message: &[u8]) -> Result<(), &'static str> {
+    /// Checks that it is a signature of `message` in `namespace` by `key`, which is the key that it claims or the one that the
+    /// certificate that it claims is about.
+    pub(super) fn verify(
+        &self,
+        key: &[u8],
+        holder: Holder,
+        namespace: &str,
+        message: &[u8],
+    ) -> Result<(), &'static str> {
         if self.namespace != namespace.as_bytes() {
             return Err("it was made for another purpose than signing git commits");
         }
@@ -76,7 +83,7 @@ impl Signature {
         put(&mut signed, b"")?;
         put(&mut signed, &self.hash)?;
         put(&mut signed, digest::digest(algorithm, message).as_ref())?;
-        verify_raw(&self.key, &self.signature, &signed)
+        verify_raw(key, &self.signature, &signed, holder)
     }
 }
 
@@ -90,12 +97,22 @@ pub(super) fn key_type(key: &[u8]) -> Result<&[u8], &'static str> {
     Reader(key).string()
 }
 
+/// What whoever holds a security key must have done for a signature. Other keys cannot prove either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// Touched it.
+    Touched,
+    /// Touched it, and proven to be its owner by PIN or finger.
+    Verified,
+}
+
 /// Whether signatures by keys of this type can be verified here.
 pub(super) fn is_supported(key_type: &str) -> bool {
     matches!(
         key_type,
         "ssh-ed25519"
             | "sk-ssh-ed25519@openssh.com"
+            | "sk-ecdsa-sha2-nistp256@openssh.com"
             | "ecdsa-sha2-nistp256"
             | "ecdsa-sha2-nistp384"
             | "ecdsa-sha2-nistp521"
@@ -103,7 +120,8 @@ pub(super) fn is_supported(key_type: &str) -> bool {
     )
 }
 
-fn verify_raw(key: &[u8], signature: &[u8], signed: &[u8]) -> Result<(), &'static str> {
+/// Checks a signature in wire form by a plain key in wire form.
+pub(super) fn verify_raw(key: &[u8], signature: &[u8], signed: &[u8], holder: Holder) -> Result<(), &'static str> {
     let mut key = Reader(key);
     let key_type = key.string()?;
     let mut signature = Reader(signature);
@@ -124,16 +142,19 @@ fn verify_raw(key: &[u8], signature: &[u8], signed: &[u8]) -> Result<(), &'stati
             let public = key.string()?;
             let application = key.string()?;
             key.end()?;
-            let flags_and_counter = signature.take(5)?;
-            signature.end()?;
-            // Bit 0 is user presence: without it, malware could have asked the token behind its owner's back.
-            if flags_and_counter.first().is_none_or(|flags| flags & 1 == 0) {
-                return Err("the security key was not touched");
-            }
-            let mut message = digest::digest(&digest::SHA256, application).as_ref().to_vec();
-            message.extend_from_slice(flags_and_counter);
-            message.extend_from_slice(digest::digest(&digest::SHA256, signed).as_ref());
+            let message = message_of_token(&mut signature, application, signed, holder)?;
             check(&ED25519, public, &message, bytes)
+        }
+        b"sk-ecdsa-sha2-nistp256@openssh.com" => {
+            let curve = key.string()?;
+            let point = key.string()?;
+            let application = key.string()?;
+            key.end()?;
+            let message = message_of_token(&mut signature, application, signed, holder)?;
+            if curve != b"nistp256" {
+                return Err("its key names another curve than its type");
+            }
+            check(&ECDSA_P256_SHA256_FIXED, point, &message, &fixed(bytes, 32)?)
         }
         b"ecdsa-sha2-nistp256" | b"ecdsa-sha2-nistp384" | b"ecdsa-sha2-nistp521" => {
             signature.end()?;
@@ -146,12 +167,7 @@ fn verify_raw(key: &[u8], signature: &[u8], signed: &[u8]) -> Result<(), &'stati
                 (b"ecdsa-sha2-nistp521", b"nistp521") => (&ECDSA_P521_SHA512_FIXED, 66),
                 _ => return Err("its key names another curve than its type"),
             };
-            let mut parts = Reader(bytes);
-            let mut fixed = Vec::with_capacity(size * 2);
-            put_fixed(&mut fixed, parts.string()?, size)?;
-            put_fixed(&mut fixed, parts.string()?, size)?;
-            parts.end()?;
-            check(algorithm, point, signed, &fixed)
+            check(algorithm, point, signed, &fixed(bytes, size)?)
         }
         b"ssh-rsa" => {
             signature.end()?;
@@ -167,6 +183,39 @@ fn verify_raw(key: &[u8], signature: &[u8], signed: &[u8]) -> Result<(), &'stati
         }
         _ => Err("its key type is not supported"),
     }
+}
+
+/// What a security key signs instead of the message, taking what it appends to its signature.
+fn message_of_token(
+    signature: &mut Reader<'_>,
+    application: &[u8],
+    signed: &[u8],
+    holder: Holder,
+) -> Result<Vec<u8>, &'static str> {
+    let flags_and_counter = signature.take(5)?;
+    signature.end()?;
+    let flags = flags_and_counter.first().copied().unwrap_or_default();
+    // Bit 0 is user presence: without it, malware could have asked the token behind its owner's back.
+    if flags & 1 == 0 {
+        return Err("the security key was not touched");
+    }
+    if holder == Holder::Verified && flags & 4 == 0 {
+        return Err("the security key did not verify its owner, as the certificate demands");
+    }
+    let mut message = digest::digest(&digest::SHA256, application).as_ref().to_vec();
+    message.extend_from_slice(flags_and_counter);
+    message.extend_from_slice(digest::digest(&digest::SHA256, signed).as_ref());
+    Ok(message)
+}
+
+/// The two numbers of an ECDSA signature, each in `size` bytes.
+fn fixed(bytes: &[u8], size: usize) -> Result<Vec<u8>, &'static str> {
+    let mut parts = Reader(bytes);
+    let mut fixed = Vec::with_capacity(size * 2);
+    put_fixed(&mut fixed, parts.string()?, size)?;
+    put_fixed(&mut fixed, parts.string()?, size)?;
+    parts.end()?;
+    Ok(fixed)
 }
 
 const DOES_NOT_HOLD: &str = "it does not match the commit";
@@ -186,7 +235,7 @@ fn without_leading_zeros(bytes: &[u8]) -> &[u8] {
 }
 
 /// Appends a length and the bytes.
-fn put(to: &mut Vec<u8>, bytes: &[u8]) -> Result<(), &'static str> {
+pub(super) fn put(to: &mut Vec<u8>, bytes: &[u8]) -> Result<(), &'static str> {
     let length = u32::try_from(bytes.len()).map_err(|_| "it is too long")?;
     to.extend_from_slice(&length.to_be_bytes());
     to.extend_from_slice(bytes);
@@ -203,26 +252,32 @@ fn put_fixed(to: &mut Vec<u8>, integer: &[u8], size: usize) -> Result<(), &'stat
 }
 
 /// Takes fields from the front of bytes.
-struct Reader<'a>(&'a [u8]);
+#[derive(Debug)]
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], &'static str> {
+    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], &'static str> {
         let (taken, rest) = self.0.split_at_checked(n).ok_or("it is cut short")?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn number(&mut self) -> Result<u32, &'static str> {
+    pub(super) fn number(&mut self) -> Result<u32, &'static str> {
         let bytes = self.take(4)?;
         bytes.try_into().map(u32::from_be_bytes).map_err(|_| "it is cut short")
     }
 
-    fn string(&mut self) -> Result<&'a [u8], &'static str> {
+    pub(super) fn long_number(&mut self) -> Result<u64, &'static str> {
+        let bytes = self.take(8)?;
+        bytes.try_into().map(u64::from_be_bytes).map_err(|_| "it is cut short")
+    }
+
+    pub(super) fn string(&mut self) -> Result<&'a [u8], &'static str> {
         let length = self.number()?;
         self.take(usize::try_from(length).map_err(|_| "it is cut short")?)
     }
 
-    fn end(&self) -> Result<(), &'static str> {
+    pub(super) fn end(&self) -> Result<(), &'static str> {
         if self.0.is_empty() { Ok(()) } else { Err("something follows its end") }
     }
 }
