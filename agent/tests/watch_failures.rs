@@ -226,6 +226,8 @@ fn watch_and_tell(root: &Path, sources: Sources) {
     let watcher =
         Watcher::start_with(root.to_owned(), options, |hint: Result<Hint, _>| println!("{:?}", hint.unwrap())).unwrap();
     watcher.set_interests(vec![interest("/d/t"), interest("/new/t")]);
+    // It is not to be stopped in the middle of something, but while it waits.
+    watcher.stats();
     println!("armed");
     // Until its parent has seen enough.
     std::io::stdin().read_line(&mut String::new()).unwrap();

@@ -9,12 +9,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use rekindle::watch::{DirtySet, Hint, How, Options, Sources, WatchError, Watcher};
+use rekindle::watch::{DirtySet, Hint, How, Options, Sink, Sources, Touch, Touched, WatchError, Watcher};
 
 #[path = "watch_common/storm.rs"]
 mod storm;
@@ -230,6 +230,71 @@ fn ten_thousand_files_are_armed_quickly_with_a_watch_for_each_directory() {
         let took = start.elapsed();
         assert_eq!(guard.watcher.stats().n_watches, 101);
         assert!(took.as_secs() < 5, "{took:?}");
+    });
+}
+
+/// Writes to a file as soon as a look at everything has found the first differences, and notes how many it had found when that
+/// was announced.
+struct Impatient {
+    last: PathBuf,
+    n_found: usize,
+    has_written: bool,
+    served_after: Arc<Mutex<Option<usize>>>,
+    n_found_in_all: Arc<Mutex<usize>>,
+}
+
+impl Sink for Impatient {
+    fn touched(&mut self, touch: &Touch<'_>) -> Touched {
+        if self.has_written && touch.resources.iter().any(|id| *id == watch_common::id("/d599/t")) {
+            self.served_after.lock().unwrap().get_or_insert(self.n_found);
+        }
+        Touched::Settled
+    }
+
+    fn hint(&mut self, hint: Hint) {
+        let Hint::Look(look) = hint else { panic!("{hint:?}") };
+        self.n_found += look.len();
+        *self.n_found_in_all.lock().unwrap() = self.n_found;
+        if !self.has_written {
+            self.has_written = true;
+            write(&self.last, "evil");
+        }
+    }
+
+    fn ended(&mut self, error: WatchError) {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn an_event_waits_for_a_few_directories_and_not_for_a_look_at_all() {
+    for_each_source(|sources| {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("elsewhere")).unwrap();
+        for i in 0..600 {
+            fs::create_dir(dir.path().join(format!("d{i:03}"))).unwrap();
+            write(dir.path().join(format!("d{i:03}/t")), "good");
+        }
+        let (served_after, n_found_in_all) = (Arc::default(), Arc::default());
+        let sink = Impatient {
+            last: dir.path().join("d599/t"),
+            n_found: 0,
+            has_written: false,
+            served_after: Arc::clone(&served_after),
+            n_found_in_all: Arc::clone(&n_found_in_all),
+        };
+        let options = Options { sources, ..Options::default() };
+        let watcher = Watcher::start_with(dir.path().to_owned(), options, sink).unwrap();
+        watcher.set_interests((0..600).map(|i| interest(&format!("/d{i:03}/t"))).collect());
+        watcher.stats();
+        // A second name makes no event where the first one is, and a difference for whoever looks.
+        for i in 0..600 {
+            fs::hard_link(dir.path().join(format!("d{i:03}/t")), dir.path().join(format!("elsewhere/{i}"))).unwrap();
+        }
+        watcher.refresh();
+        let served_after = served_after.lock().unwrap().expect("the write was announced");
+        assert!(served_after <= 64, "after {served_after} directories");
+        assert_eq!(*n_found_in_all.lock().unwrap(), 600);
     });
 }
 

@@ -104,7 +104,7 @@ impl Guarded {
 pub(super) fn n_unreadable(target: &Target) -> usize {
     match target.seen {
         Seen::Unreadable(_) => target.resources().len(),
-        Seen::Present { .. } | Seen::Absent => 0,
+        Seen::Nothing | Seen::Present { .. } | Seen::Absent => 0,
     }
 }
 
@@ -134,7 +134,7 @@ pub(super) fn survey<'a>(spines: impl Iterator<Item = (&'a Guarded, &'a Targets)
     let complaints = bad.into_iter().flat_map(|(target, how)| {
         let how = match target.seen {
             Seen::Unreadable(errno) => How::Blind { why: format!("cannot look at it: {errno}") },
-            Seen::Present { .. } | Seen::Absent => how.clone(),
+            Seen::Nothing | Seen::Present { .. } | Seen::Absent => how.clone(),
         };
         target.resources().iter().map(move |resource| Complaint {
             interest: Interest { path: target.path(), resource: resource.clone() },

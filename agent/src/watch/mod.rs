@@ -33,6 +33,7 @@ mod clocks;
 mod coverage;
 mod path;
 mod reader;
+mod rounds;
 mod self_test;
 mod source;
 mod targets;
@@ -241,10 +242,28 @@ pub enum WatchError {
     Read(#[source] io::Error),
 }
 
+/// Interests in the order that the thread wants.
+#[derive(Debug)]
+struct Interests {
+    /// By directory, then by name, then by resource.
+    wanted: Vec<Interest>,
+    /// Those that there can be no way to.
+    refused: Vec<Interest>,
+}
+
+impl Interests {
+    fn new(interests: Vec<Interest>) -> Self {
+        let (mut wanted, refused): (Vec<_>, _) =
+            interests.into_iter().partition(|interest| walk::is_way(&interest.path));
+        targets::sort(&mut wanted);
+        Self { wanted, refused }
+    }
+}
+
 /// What the handle asks of the thread.
 #[derive(Debug)]
 enum Command {
-    SetInterests(Vec<Interest>, mpsc::SyncSender<()>),
+    SetInterests(Interests, mpsc::SyncSender<()>),
     Refresh(mpsc::SyncSender<()>),
     Coverage(mpsc::SyncSender<Coverage>),
     Stats(mpsc::SyncSender<Stats>),
@@ -283,14 +302,19 @@ impl Watcher {
         Ok(Self { commands, wake, thread: Some(thread) })
     }
 
-    /// Replaces what is watched. When it returns, every watch is armed: any later change is hinted. Nothing is hinted for
-    /// what was there before, so look once at whatever is new.
+    /// Replaces what is watched. When it returns, every way is armed: any later change of what is at the end of it is hinted, but
+    /// for one that comes by another name of a file, or to something that is mounted there. What those need is armed soon
+    /// after that, and when [`Watcher::refresh`] returns. Nothing is hinted for what was there before, so look once at
+    /// whatever is new, after a refresh.
     pub fn set_interests(&self, interests: Vec<Interest>) {
+        // Here and not on the thread, for which others wait.
+        let interests = Interests::new(interests);
         self.ask(|reply| Command::SetInterests(interests, reply));
     }
 
-    /// Walks every way again and hints what is another thing than at the last look. To be called before each full scan: it
-    /// arms what no event announces, such as a second name given to a declared file.
+    /// Walks every way and looks at every name again, and hints what is another thing than at the last look. To be called
+    /// before each full scan: it arms what no event announces, such as a second name given to a declared file. Events are
+    /// answered meanwhile.
     pub fn refresh(&self) {
         self.ask(Command::Refresh);
     }

@@ -13,9 +13,10 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::canary::Backlog;
 use super::clocks::{self, Times};
+use super::rounds::Ticket;
 use super::self_test::Tester;
 use super::tree::Tree;
-use super::{Command, Hint, Options, Sink, Sources, WatchError};
+use super::{Command, Coverage, Hint, Options, Sink, Sources, Stats, WatchError};
 use crate::host::thread::{self, Urgency};
 
 /// Far enough in the future never to come; the timer exists only to be cancelled when the clock is set.
@@ -44,15 +45,22 @@ pub(super) fn run(
     let mut pace = Pace::new(options.urgency);
     let mut tester = options.self_test.map(|test| Tester::new(&test, &mut tree, Instant::now()));
     let mut last = times();
+    let mut questions = Questions::default();
     loop {
         let due = tree.next_poll().into_iter().chain(tester.as_ref().and_then(Tester::due)).min();
+        // With something to do there is no wait, but whatever came meanwhile comes first.
+        let due = if tree.has_work() { Some(Instant::now()) } else { due };
         let timeout = due.map(|at| at.saturating_duration_since(Instant::now()));
         let before = times();
         let ready = wait(&tree, wake, mounts.as_ref(), clock.as_ref(), timeout)?;
         let mut backlog = Backlog::None;
+        // Before the commands, whose answers come after what was to be done before them.
+        if ready.mounts {
+            tree.refresh();
+        }
         if ready.wake {
             clear(wake)?;
-            if obey(&mut tree, tester.as_ref(), commands, sink)? == Flow::Stop {
+            if obey(&mut tree, &mut questions, commands, sink)? == Flow::Stop {
                 return Ok(());
             }
         }
@@ -69,9 +77,6 @@ pub(super) fn run(
             tree.renew(now);
             tester.iter_mut().for_each(|tester| tester.arm(&mut tree, now));
             sink.hint(Hint::Everything { why: "the watches were armed anew" });
-        }
-        if ready.mounts {
-            tree.compare_all(now, sink);
         }
         // After the events: they are why the thread woke, and somebody waits for them.
         let after = times();
@@ -90,7 +95,9 @@ pub(super) fn run(
         if let Some(tester) = &mut tester {
             tester.run(backlog, &mut tree, now, sink);
         }
-        tree.poll(now, sink);
+        tree.poll(now);
+        tree.work(now, sink);
+        questions.answer(&tree, tester.as_ref());
         pace.worked(Instant::now());
     }
 }
@@ -173,6 +180,7 @@ fn wait(
     let timeout = match timeout {
         None => PollTimeout::NONE,
         // One millisecond more, so that it is due when the wait is over.
+        Some(Duration::ZERO) => PollTimeout::ZERO,
         Some(timeout) => PollTimeout::try_from(timeout.as_millis() + 1).unwrap_or(PollTimeout::MAX),
     };
     let [inotify, fanotify] = tree.fds();
@@ -214,9 +222,39 @@ enum Flow {
     Stop,
 }
 
+/// Questions that are answered when what was to be done before them is done.
+#[derive(Debug, Default)]
+struct Questions(Vec<(Ticket, Question)>);
+
+#[derive(Debug)]
+enum Question {
+    IsDone(SyncSender<()>),
+    Coverage(SyncSender<Coverage>),
+    Stats(SyncSender<Stats>),
+}
+
+impl Questions {
+    fn answer(&mut self, tree: &Tree, tester: Option<&Tester>) {
+        for (_, question) in self.0.extract_if(.., |(ticket, _)| tree.has_come(*ticket)) {
+            match question {
+                Question::IsDone(reply) => answer(&reply, ()),
+                Question::Coverage(reply) => {
+                    let mut coverage = tree.coverage();
+                    if let Some(canary) = tester.map(Tester::canary) {
+                        coverage.self_test = canary.failing().map(str::to_owned);
+                        coverage.n_failed_tests = canary.n_missed();
+                    }
+                    answer(&reply, coverage);
+                }
+                Question::Stats(reply) => answer(&reply, tree.stats()),
+            }
+        }
+    }
+}
+
 fn obey(
     tree: &mut Tree,
-    tester: Option<&Tester>,
+    questions: &mut Questions,
     commands: &Receiver<Command>,
     sink: &mut dyn Sink,
 ) -> Result<Flow, WatchError> {
@@ -230,27 +268,18 @@ fn obey(
                 }
             }
         }
-        match command {
-            Ok(Command::SetInterests(interests, reply)) => {
-                tree.set_interests(interests, Instant::now());
-                answer(&reply, ());
-            }
+        let question = match command {
+            Ok(Command::SetInterests(interests, reply)) => (tree.set_interests(interests), Question::IsDone(reply)),
             Ok(Command::Refresh(reply)) => {
-                tree.compare_all(Instant::now(), sink);
-                answer(&reply, ());
+                tree.refresh();
+                (tree.ticket(), Question::IsDone(reply))
             }
-            Ok(Command::Coverage(reply)) => {
-                let mut coverage = tree.coverage();
-                if let Some(canary) = tester.map(Tester::canary) {
-                    coverage.self_test = canary.failing().map(str::to_owned);
-                    coverage.n_failed_tests = canary.n_missed();
-                }
-                answer(&reply, coverage);
-            }
-            Ok(Command::Stats(reply)) => answer(&reply, tree.stats()),
+            Ok(Command::Coverage(reply)) => (tree.ticket(), Question::Coverage(reply)),
+            Ok(Command::Stats(reply)) => (tree.ticket(), Question::Stats(reply)),
             Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Ok(Flow::Stop),
             Err(TryRecvError::Empty) => return Ok(Flow::Continue),
-        }
+        };
+        questions.0.push(question);
     }
 }
 

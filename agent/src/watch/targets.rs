@@ -41,6 +41,8 @@ struct Others {
 /// What a look showed, as much of it as tells whether the next one shows the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seen {
+    /// Nobody has looked yet.
+    Nothing,
     /// Something was there.
     Present {
         /// Digest of its metadata.
@@ -69,6 +71,8 @@ impl Seen {
         match (self, later) {
             (Self::Present { digest: before, fresh: false }, Self::Present { digest: after, .. }) => before != after,
             (Self::Present { .. }, _) => true,
+            // Whatever happened since it was declared has made an event.
+            (Self::Nothing, _) => false,
             (Self::Absent | Self::Unreadable(_), later) => self != later,
         }
     }
@@ -170,7 +174,7 @@ impl Targets {
                 Ok([resource]) => Claim::Others(Box::new(Others { path, resources: Box::new([resource]) })),
                 Err(resources) => Claim::Others(Box::new(Others { path, resources: resources.into() })),
             };
-            wanted.push(Target { claim, seen: Seen::Absent, mark: None });
+            wanted.push(Target { claim, seen: Seen::Nothing, mark: None });
         }
         let mut before = std::mem::take(&mut self.0).into_iter().peekable();
         for target in &mut wanted {
@@ -248,7 +252,7 @@ mod tests {
         let released: Vec<_> = replaced.released.iter().map(|(wd, path)| (*wd, path.split().1)).collect();
         assert_eq!(released, [(wd(0), OsStr::new("a")), (wd(2), OsStr::new("c"))]);
         let known: Vec<_> = targets.iter().map(|target| (target.mark(), target.seen)).collect();
-        assert_eq!(known, [(Some(wd(1)), Seen::Unreadable(Errno::IO)), (None, Seen::Absent)]);
+        assert_eq!(known, [(Some(wd(1)), Seen::Unreadable(Errno::IO)), (None, Seen::Nothing)]);
         assert!(!targets.replace(vec![interest("/d/b", "/d/b")]).has_new);
     }
 
@@ -259,6 +263,7 @@ mod tests {
         assert!(present(1, true).differs_from(present(1, false)));
         assert!(present(1, false).differs_from(present(2, false)));
         assert!(present(1, false).differs_from(Seen::Absent));
+        assert!(!Seen::Nothing.differs_from(present(1, false)));
         assert!(!Seen::Absent.differs_from(Seen::Absent));
         assert!(Seen::Absent.differs_from(present(1, false)));
     }

@@ -5,11 +5,10 @@
 //! to one directory share a watch, and it is given back when its last user is gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::hash::RandomState;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,11 +17,18 @@ use rustix::io::Errno;
 
 use super::canary::Sighting;
 use super::coverage::{self, Coverage, Guarded, How};
-use super::source::{ArmError, Event, Flags, Source, Wd};
-use super::targets::{self, Seen, Targets};
-use super::walk::{self, Directory, End, Glance};
-use super::{By, Hint, Interest, Options, Sink, Stats, Touch, Touched, Witness};
+use super::rounds::{Piece, Rounds, Slice, Ticket};
+use super::source::{ArmError, Flags, Source, Wd};
+use super::targets::{Seen, Targets};
+use super::walk::{self, Directory, End, Glance, Walker};
+use super::{By, Hint, Interest, Interests, Options, Sink, Stats, Touch, Touched, Witness};
 use crate::resource::ResourceId;
+
+mod batch;
+mod holds;
+
+use batch::{Batch, Inode, dispatch};
+use holds::Watch;
 
 /// Time between looks where watches could not be had.
 const POLL: Duration = Duration::from_secs(1);
@@ -30,21 +36,17 @@ const POLL: Duration = Duration::from_secs(1);
 /// Time between looks on file systems that report only some changes.
 const POLL_SILENT: Duration = Duration::from_secs(5);
 
-/// Events after which a name may mean something else than before.
-const STRUCTURE: Flags =
-    Flags::CREATE.union(Flags::DELETE).union(Flags::MOVED_FROM).union(Flags::MOVED_TO).union(Flags::ATTRIB);
-
-/// Events after which a watched inode is no longer where it was.
-const GONE: Flags = Flags::IGNORED.union(Flags::UNMOUNT).union(Flags::DELETE_SELF).union(Flags::MOVE_SELF);
-
 /// Most bytes of events that are read one by one: some five thousand. Each costs the kernel a descriptor of its process and us
 /// a look at its name; to arm a thousand directories anew costs less.
 const MOST_PENDING: u64 = 128 * 1024;
 
+/// Walks the way alone.
+const NO_NAMES: Range<usize> = 0..0;
+
 /// Most targets that are shown to the sink at once, at some microseconds each.
 const MOST_SHOWN: usize = 20_000;
 
-type SpineId = u64;
+pub(super) type SpineId = u64;
 
 #[derive(Debug)]
 struct Spine {
@@ -56,48 +58,8 @@ struct Spine {
     /// root: an open descriptor would keep any other mount from being unmounted.
     directory: Option<Directory>,
     guarded: Guarded,
-}
-
-/// The users of one watched inode.
-#[derive(Debug, Default)]
-struct Watch {
-    /// Spines that look a name up here.
-    steps: HashMap<OsString, BTreeSet<SpineId>>,
-    /// Spines that end here.
-    ends: BTreeSet<SpineId>,
-    /// Targets that are this inode.
-    marks: BTreeSet<(SpineId, OsString)>,
-}
-
-impl Watch {
-    fn is_unused(&self) -> bool {
-        self.steps.is_empty() && self.ends.is_empty() && self.marks.is_empty()
-    }
-}
-
-/// What a batch of events asks for.
-#[derive(Debug, Default)]
-struct Batch {
-    /// Targets that something happened to, by their place in the spine.
-    touched: BTreeMap<(SpineId, usize), Happened>,
-    /// Spines whose way may have changed, and who changed it.
-    rebuild: BTreeMap<SpineId, Option<Arc<Witness>>>,
-    overflowed: bool,
-}
-
-/// What happened to a name.
-#[derive(Debug)]
-struct Happened {
-    inode: Inode,
-    /// Who did the last of it.
-    by: Option<Arc<Witness>>,
-}
-
-/// Whether a name still means the inode that it meant at the last look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Inode {
-    Same,
-    PerhapsAnother,
+    /// A target, by its place, that could not be given a mark of its own.
+    unmarked: Option<(usize, ArmError)>,
 }
 
 /// Everything that is watched.
@@ -114,6 +76,7 @@ pub(super) struct Tree {
     /// When to look next where events are not enough, and how often.
     polled: HashMap<SpineId, (Instant, Duration)>,
     watches: HashMap<Wd, Watch>,
+    rounds: Rounds,
     refused: Vec<Interest>,
     next_id: SpineId,
     n_events: u64,
@@ -131,6 +94,7 @@ impl Tree {
             by_parent: HashMap::new(),
             polled: HashMap::new(),
             watches: HashMap::new(),
+            rounds: Rounds::default(),
             refused: Vec::new(),
             next_id: 0,
             n_events: 0,
@@ -142,12 +106,11 @@ impl Tree {
         self.source.fds()
     }
 
-    /// Makes `interests` the whole of what is watched. What is in both the old and the new set stays armed throughout.
-    pub(super) fn set_interests(&mut self, interests: Vec<Interest>, now: Instant) {
-        let (mut wanted, refused): (Vec<_>, _) =
-            interests.into_iter().partition(|interest| walk::components(&interest.path).is_some());
+    /// Makes this the whole of what is watched. What is in both the old and the new set stays armed throughout. When the ticket
+    /// has come every way is armed; the names are looked at after that.
+    pub(super) fn set_interests(&mut self, interests: Interests) -> Ticket {
+        let Interests { wanted, refused } = interests;
         self.refused = refused;
-        targets::sort(&mut wanted);
         let mut kept = HashSet::new();
         let mut wanted = wanted.into_iter().peekable();
         while let Some(first) = wanted.next() {
@@ -159,9 +122,14 @@ impl Tree {
             let Some(spine) = self.spines.get_mut(&id) else { continue };
             let replaced = spine.targets.replace(interests);
             spine.guarded.count(&spine.targets);
-            if spine.holds.is_empty() || replaced.has_new {
-                self.rebuild(id, now);
+            spine.unmarked = None;
+            if spine.holds.is_empty() {
+                self.rounds.add_way(id);
             }
+            if spine.holds.is_empty() || replaced.has_new {
+                self.rounds.add_names(id);
+            }
+            self.rounds.renamed(id);
             for (wd, path) in replaced.released {
                 self.release_mark(wd, id, path.split().1);
             }
@@ -170,6 +138,7 @@ impl Tree {
         for id in dropped {
             self.remove_spine(id);
         }
+        self.rounds.ticket_of_ways()
     }
 
     /// Reads one batch of events: what they touched goes to the sink at once, and what that leaves open is hinted. Returns how
@@ -192,7 +161,7 @@ impl Tree {
         if batch.overflowed {
             self.n_overflows += 1;
             tracing::warn!(n_overflows = self.n_overflows, "the kernel's event queue overflowed; looking everywhere");
-            self.rebuild_all(now);
+            self.walk_all(now);
             self.touch_all(sink);
             sink.hint(Hint::Everything { why: "the kernel's event queue overflowed" });
             return Ok(n_events);
@@ -207,8 +176,9 @@ impl Tree {
         if !look.is_empty() {
             sink.hint(Hint::Look(std::mem::take(&mut look)));
         }
+        let mut walker = Walker::default();
         for (id, by) in &batch.rebuild {
-            self.rebuild(*id, now);
+            self.look(*id, self.all(*id), &mut walker, now);
             for index in self.all(*id) {
                 self.touch(*id, index, by.as_ref(), sink, &mut look);
             }
@@ -293,17 +263,52 @@ impl Tree {
         0..self.spines.get(&id).map_or(0, |spine| spine.targets.len())
     }
 
-    /// Walks every spine again, as after mounts changed, and passes on what is another thing than before. Mounts come and
-    /// go with every service that has credentials, so this must not mean "look at everything".
-    pub(super) fn compare_all(&mut self, now: Instant, sink: &mut dyn Sink) {
-        let ids: Vec<SpineId> = self.spines.keys().copied().collect();
-        self.compare(&ids, now, sink);
+    /// Every way is to be walked and every name looked at again, as after mounts changed; what is another thing than before is
+    /// passed on. Mounts come and go with every service that has credentials, so this must not mean "look at everything".
+    pub(super) fn refresh(&mut self) {
+        for id in self.spines.keys() {
+            self.rounds.add_names(*id);
+        }
     }
 
-    /// Gives every watch back and arms everything anew. Everything has to be looked at after that, and the canary armed.
+    /// Comes when everything that is to be done now is done.
+    pub(super) fn ticket(&self) -> Ticket {
+        self.rounds.ticket()
+    }
+
+    /// Whether everything is done that was to be done when the ticket was drawn.
+    pub(super) fn has_come(&self, ticket: Ticket) -> bool {
+        self.rounds.has_come(ticket)
+    }
+
+    /// Whether there is something to walk or to look at.
+    pub(super) fn has_work(&self) -> bool {
+        !self.rounds.is_empty()
+    }
+
+    /// Walks and looks for a fraction of a millisecond, and passes on the targets that differ from the last look.
+    pub(super) fn work(&mut self, now: Instant, sink: &mut dyn Sink) {
+        let (mut slice, mut walker) = (Slice::new(), Walker::default());
+        let mut look = BTreeSet::new();
+        loop {
+            let n_names = |id| self.spines.get(&id).map_or(0, |spine: &Spine| spine.targets.len());
+            let Some(piece) = self.rounds.next(&mut slice, n_names) else { break };
+            match piece {
+                Piece::Way(id) => {
+                    self.look(id, NO_NAMES, &mut walker, now);
+                }
+                Piece::Names(id, names) => self.compare(id, names, &mut walker, now, &mut look),
+            }
+        }
+        if !look.is_empty() {
+            sink.hint(Hint::Look(look));
+        }
+    }
+
+    /// Gives every watch back and arms every way anew. Everything has to be looked at after that, and the canary armed.
     pub(super) fn renew(&mut self, now: Instant) {
         self.source.renew();
-        self.rebuild_all(now);
+        self.walk_all(now);
     }
 
     /// Watches the directory of the canary. Returns by which sources.
@@ -321,12 +326,16 @@ impl Tree {
         self.source.is_littered()
     }
 
-    /// Looks at the polled spines that are due.
-    pub(super) fn poll(&mut self, now: Instant, sink: &mut dyn Sink) {
-        let due: Vec<SpineId> = self.polled.iter().filter(|(_, (at, _))| *at <= now).map(|(id, _)| *id).collect();
-        if !due.is_empty() {
+    /// The polled spines that are due are to be looked at.
+    pub(super) fn poll(&mut self, now: Instant) {
+        let mut any = false;
+        for (id, (at, interval)) in self.polled.iter_mut().filter(|(_, (at, _))| *at <= now) {
+            *at = now + *interval;
+            self.rounds.add_names(*id);
+            any = true;
+        }
+        if any {
             self.source.reopen();
-            self.compare(&due, now, sink);
         }
     }
 
@@ -356,6 +365,7 @@ impl Tree {
             targets: Targets::default(),
             directory: None,
             guarded: Guarded::new(),
+            unmarked: None,
         };
         self.spines.insert(id, spine);
         id
@@ -380,59 +390,62 @@ impl Tree {
         targets.flat_map(|target| target.resources().iter().cloned()).collect()
     }
 
-    fn rebuild_all(&mut self, now: Instant) {
+    /// Walks every way at once, because nobody is heard of until then. The names come later.
+    fn walk_all(&mut self, now: Instant) {
         let ids: Vec<SpineId> = self.spines.keys().copied().collect();
+        let mut walker = Walker::default();
         for id in ids {
-            self.rebuild(id, now);
+            self.look(id, NO_NAMES, &mut walker, now);
+            self.rounds.add_names(id);
         }
     }
 
-    /// Walks spines again and passes on the targets that differ from the last look.
-    fn compare(&mut self, ids: &[SpineId], now: Instant, sink: &mut dyn Sink) {
-        let mut look = BTreeSet::new();
-        for id in ids {
-            let before: HashSet<(Wd, Option<OsString>)> =
-                self.spines.get(id).map(|spine| spine.holds.clone()).unwrap_or_default();
-            let differing = self.rebuild(*id, now);
-            if self.spines.get(id).is_some_and(|spine| spine.holds != before) {
-                look.extend(self.resources(*id));
-            } else {
-                look.extend(differing);
-            }
+    /// Walks a spine again and adds the resources of the targets that differ from the last look: all, when the way does.
+    fn compare(
+        &mut self,
+        id: SpineId,
+        names: Range<usize>,
+        walker: &mut Walker,
+        now: Instant,
+        look: &mut BTreeSet<ResourceId>,
+    ) {
+        let Some(before) = self.spines.get(&id).map(|spine| spine.holds.clone()) else { return };
+        let differing = self.look(id, names, walker, now).differing;
+        let is_same_way = self.spines.get(&id).is_none_or(|spine| spine.holds == before);
+        if is_same_way {
+            look.extend(differing);
+        } else {
+            look.extend(self.resources(id));
         }
-        if !look.is_empty() {
-            sink.hint(Hint::Look(look));
-        }
-    }
-
-    /// Walks a spine again, arms what it needs, gives back what it no longer needs, and looks at its targets. Returns the
-    /// resources of those that differ from the last look.
-    fn rebuild(&mut self, id: SpineId, now: Instant) -> BTreeSet<ResourceId> {
-        self.look(id, self.all(id), now).differing
     }
 
     /// Looks again at one target. Returns its resources when it had to be armed anew.
     fn recheck(&mut self, id: SpineId, index: usize, now: Instant) -> BTreeSet<ResourceId> {
         let Some(spine) = self.spines.get(&id) else { return BTreeSet::new() };
         let Some(target) = spine.targets.at(index) else { return BTreeSet::new() };
-        let Some(directory) = &spine.directory else { return self.look(id, index..index + 1, now).armed };
+        let Some(directory) = &spine.directory else { return self.look_at(id, index, now).armed };
         // The way here has not changed, or the whole spine would be walked again.
         let (seen, armed) = walk::glance(directory, target.name(), &mut self.source);
         let mut looked = Looked::default();
         match armed {
-            Some(Err(_)) => return self.look(id, index..index + 1, now).armed,
+            Some(Err(_)) => return self.look_at(id, index, now).armed,
             Some(Ok(wd)) => self.seen(id, index, &seen, Some(wd), &mut looked),
             None => self.seen(id, index, &seen, None, &mut looked),
         }
         looked.armed
     }
 
-    fn look(&mut self, id: SpineId, indices: Range<usize>, now: Instant) -> Looked {
+    fn look_at(&mut self, id: SpineId, index: usize, now: Instant) -> Looked {
+        self.look(id, index..index + 1, &mut Walker::default(), now)
+    }
+
+    /// Walks a spine again, arms what it needs, gives back what it no longer needs, and looks at some of its targets.
+    fn look(&mut self, id: SpineId, indices: Range<usize>, walker: &mut Walker, now: Instant) -> Looked {
         let mut looked = Looked::default();
         let Some(parent) = self.spines.get(&id).map(|spine| spine.parent.clone()) else { return looked };
         // Only validated paths become spines, so there always are components.
         let components = walk::components(&parent).unwrap_or_default();
-        let mut walk = walk::walk(&self.root, components, Some(&mut self.source));
+        let walk = walker.walk(&self.root, components, Some(&mut self.source));
         let mut nearest = walk.steps.last().map(|(wd, _)| *wd);
         let mut holds: HashSet<(Wd, Option<OsString>)> =
             walk.steps.into_iter().map(|(wd, name)| (wd, Some(name))).collect();
@@ -441,8 +454,9 @@ impl Tree {
             nearest = Some(*wd);
         }
         self.hold(id, holds);
-        for index in indices {
-            let Some(target) = self.spines.get(&id).and_then(|spine| spine.targets.at(index)) else { continue };
+        let mut unmarked = None;
+        for index in indices.clone() {
+            let Some(target) = self.spines.get(&id).and_then(|spine| spine.targets.at(index)) else { break };
             let (seen, armed) = match &walk.end {
                 End::Directory(directory) => walk::glance(directory, target.name(), &mut self.source),
                 End::Missing => (Glance::Absent, None),
@@ -451,21 +465,24 @@ impl Tree {
             let mark = match armed {
                 Some(Ok(wd)) => Some(wd),
                 Some(Err(error)) => {
-                    walk.failed.get_or_insert(error);
+                    unmarked.get_or_insert((index, error));
                     None
                 }
                 None => None,
             };
             self.seen(id, index, &seen, mark, &mut looked);
         }
-        self.cover(id, walk.failed, walk.silent, now);
-        if let Some(spine) = self.spines.get_mut(&id) {
-            spine.guarded.guarded_by(nearest);
-            spine.directory = match walk.end {
-                End::Directory(directory) if Some(directory.mount()) == self.root_mount => Some(directory),
-                End::Directory(_) | End::Missing | End::Unreadable(_) => None,
-            };
+        let Some(spine) = self.spines.get_mut(&id) else { return looked };
+        if unmarked.is_some() || spine.unmarked.is_some_and(|(index, _)| indices.contains(&index)) {
+            spine.unmarked = unmarked;
         }
+        spine.guarded.guarded_by(nearest);
+        spine.directory = match walk.end {
+            End::Directory(directory) if Some(directory.mount()) == self.root_mount => Some(directory),
+            End::Directory(_) | End::Missing | End::Unreadable(_) => None,
+        };
+        let failed = walk.failed.or(spine.unmarked.map(|(_, error)| error));
+        self.cover(id, failed, walk.silent, now);
         looked
     }
 
@@ -492,55 +509,6 @@ impl Tree {
         }
         if let Some(wd) = before {
             self.release_mark(wd, id, name);
-        }
-    }
-
-    /// Takes what a spine holds now before giving back what it held before, so that nothing shared is disarmed between.
-    fn hold(&mut self, id: SpineId, holds: HashSet<(Wd, Option<OsString>)>) {
-        for (wd, name) in &holds {
-            let watch = self.watches.entry(*wd).or_default();
-            match name {
-                Some(name) => watch.steps.entry(name.clone()).or_default().insert(id),
-                None => watch.ends.insert(id),
-            };
-        }
-        let Some(spine) = self.spines.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut spine.holds, holds);
-        let gone: Vec<_> = before.into_iter().filter(|hold| !spine.holds.contains(hold)).collect();
-        for hold in gone {
-            self.release(id, &hold);
-        }
-    }
-
-    fn release(&mut self, id: SpineId, (wd, name): &(Wd, Option<OsString>)) {
-        let Some(watch) = self.watches.get_mut(wd) else { return };
-        match name {
-            Some(name) => {
-                if let Some(spines) = watch.steps.get_mut(name) {
-                    spines.remove(&id);
-                    if spines.is_empty() {
-                        watch.steps.remove(name);
-                    }
-                }
-            }
-            None => {
-                watch.ends.remove(&id);
-            }
-        }
-        self.disarm_if_unused(*wd);
-    }
-
-    fn release_mark(&mut self, wd: Wd, id: SpineId, name: &OsStr) {
-        if let Some(watch) = self.watches.get_mut(&wd) {
-            watch.marks.remove(&(id, name.to_owned()));
-            self.disarm_if_unused(wd);
-        }
-    }
-
-    fn disarm_if_unused(&mut self, wd: Wd) {
-        if self.watches.get(&wd).is_some_and(Watch::is_unused) {
-            self.watches.remove(&wd);
-            self.source.disarm(wd);
         }
     }
 
@@ -574,54 +542,4 @@ impl Tree {
 struct Looked {
     differing: BTreeSet<ResourceId>,
     armed: BTreeSet<ResourceId>,
-}
-
-/// Finds out whom an event concerns. For a name that is nobody's interest this is two lookups.
-fn dispatch(event: &Event<'_>, watches: &HashMap<Wd, Watch>, spines: &BTreeMap<SpineId, Spine>, batch: &mut Batch) {
-    if event.flags.intersects(Flags::OVERFLOW) {
-        batch.overflowed = true;
-        return;
-    }
-    let Some(watch) = watches.get(&event.wd) else { return };
-    let changes_structure = event.flags.intersects(STRUCTURE);
-    // Only what concerns somebody is asked about: asking costs more than all the rest here.
-    let mut rebuild = |ids: &mut dyn Iterator<Item = &SpineId>| {
-        for id in ids {
-            note(batch.rebuild.entry(*id).or_default(), event);
-        }
-    };
-    if event.flags.intersects(GONE) {
-        rebuild(&mut watch.ends.iter().chain(watch.steps.values().flatten()));
-    }
-    let name = OsStr::from_bytes(event.name);
-    if changes_structure && let Some(ids) = watch.steps.get(name) {
-        rebuild(&mut ids.iter());
-    }
-    let inode = if changes_structure || event.flags.intersects(GONE) { Inode::PerhapsAnother } else { Inode::Same };
-    let mut touched = |id: SpineId, name: &OsStr| {
-        if let Some(index) = spines.get(&id).and_then(|spine| spine.targets.find(name)) {
-            let unknown = Happened { inode, by: None };
-            let happened = batch.touched.entry((id, index)).or_insert(unknown);
-            happened.inode = inode.max(happened.inode);
-            note(&mut happened.by, event);
-        }
-    };
-    if event.name.is_empty() {
-        for (id, name) in &watch.marks {
-            touched(*id, name);
-        }
-    } else {
-        for id in &watch.ends {
-            touched(*id, name);
-        }
-    }
-}
-
-/// Remembers who caused an event, unless it was this very process: its own repairs are no drift.
-fn note(by: &mut Option<Arc<Witness>>, event: &Event<'_>) {
-    if let Some(witness) = event.witness()
-        && (by.is_none() || !witness.is_self())
-    {
-        *by = Some(witness);
-    }
 }

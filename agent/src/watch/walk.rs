@@ -3,6 +3,7 @@
 //! Nothing is opened for reading and no link is followed by the kernel: every hop is read and resolved here, beneath the
 //! root, so that each directory that takes part in the path's meaning is watched, and nothing else.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -29,6 +30,14 @@ pub(super) fn mount_of(directory: &OwnedFd) -> Option<u64> {
     statx(directory, "", AtFlags::EMPTY_PATH, WANTED).map(|stat| stat.stx_mnt_id).ok()
 }
 
+/// Whether there can be a way to a path: whether it is absolute and normalised.
+pub(super) fn is_way(path: &Path) -> bool {
+    let mut parts = path.components();
+    parts.next() == Some(Component::RootDir)
+        && parts.all(|part| matches!(part, Component::Normal(_)))
+        && !path.as_os_str().as_bytes().contains(&0)
+}
+
 /// The names of an absolute, normalised path; `None` for any other.
 pub(super) fn components(path: &Path) -> Option<VecDeque<OsString>> {
     let mut parts = path.components();
@@ -48,6 +57,23 @@ pub(super) fn components(path: &Path) -> Option<VecDeque<OsString>> {
 struct Open {
     fd: OwnedFd,
     mount: u64,
+    armed: OnceCell<Result<Wd, ArmError>>,
+}
+
+impl Open {
+    fn new(fd: OwnedFd, stat: &Statx) -> Self {
+        Self { fd, mount: stat.stx_mnt_id, armed: OnceCell::new() }
+    }
+
+    fn arm(&self, source: &mut Source, failed: &mut Option<ArmError>) -> Option<Wd> {
+        match self.armed.get_or_init(|| source.arm(self.fd.as_fd(), Purpose::Entries)) {
+            Ok(wd) => Some(*wd),
+            Err(error) => {
+                failed.get_or_insert(*error);
+                None
+            }
+        }
+    }
 }
 
 /// The directory that a path led to.
@@ -96,79 +122,105 @@ pub(super) struct Walk {
 
 /// Walks to the directory `names`, beneath `root`, and opens it without arming anything.
 pub(super) fn open(root: &OwnedFd, names: VecDeque<OsString>) -> Option<Directory> {
-    match walk(root, names, None).end {
+    match Walker::default().walk(root, names, None).end {
         End::Directory(directory) => Some(directory),
         End::Missing | End::Unreadable(_) => None,
     }
 }
 
-/// Walks to the directory `names`, beneath `root`, and arms the way with `source`.
-pub(super) fn walk(root: &OwnedFd, mut names: VecDeque<OsString>, mut source: Option<&mut Source>) -> Walk {
-    let mut walk = Walk { steps: Vec::new(), end: End::Missing, failed: None, silent: None };
-    let top = match root.try_clone().map(|fd| statx(&fd, "", AtFlags::EMPTY_PATH, WANTED).map(|stat| (fd, stat))) {
-        Ok(Ok((fd, stat))) => Rc::new(Open { fd, mount: stat.stx_mnt_id }),
-        Ok(Err(errno)) => return Walk { end: End::Unreadable(errno), ..walk },
-        Err(error) => {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            return Walk { end: End::Unreadable(errno), ..walk };
-        }
-    };
-    // The way down from the root, for `..` in a link's target.
-    let mut way = vec![top];
-    let mut hops = 0;
-    loop {
-        let Some(here) = way.last().map(Rc::clone) else { return walk };
-        let Some(name) = names.pop_front() else {
-            let wd = source.and_then(|source| arm(source, &here, &mut walk.failed));
-            walk.silent = silence(&here.fd);
-            walk.end = End::Directory(Directory { open: here, wd });
-            return walk;
+/// Walks one way after the other, and opens and arms once what a way has in common with the one before it.
+///
+/// It is to be dropped before events are read: what it knows is what whoever changes it will be heard of for.
+#[derive(Debug, Default)]
+pub(super) struct Walker {
+    /// The last way as far as it goes down from the root without a link: each directory with its name in the one before.
+    known: Vec<(OsString, Rc<Open>)>,
+}
+
+impl Walker {
+    /// Walks to the directory `names`, beneath `root`, and arms the way with `source`.
+    pub(super) fn walk(
+        &mut self,
+        root: &OwnedFd,
+        mut names: VecDeque<OsString>,
+        mut source: Option<&mut Source>,
+    ) -> Walk {
+        let mut walk = Walk { steps: Vec::new(), end: End::Missing, failed: None, silent: None };
+        let top = match self.top(root) {
+            Ok(top) => top,
+            Err(errno) => return Walk { end: End::Unreadable(errno), ..walk },
         };
-        if name == OsStr::new("..") {
-            if way.len() > 1 {
-                way.pop();
+        // The way down from the root, for `..` in a link's target.
+        let mut way = vec![top];
+        let mut hops = 0;
+        loop {
+            let Some(here) = way.last().map(Rc::clone) else { return walk };
+            let Some(name) = names.pop_front() else {
+                let wd = source.and_then(|source| here.arm(source, &mut walk.failed));
+                walk.silent = silence(&here.fd);
+                walk.end = End::Directory(Directory { open: here, wd });
+                return walk;
+            };
+            if name == OsStr::new("..") {
+                if way.len() > 1 {
+                    way.pop();
+                }
+                continue;
             }
-            continue;
-        }
-        if let Some(wd) = source.as_deref_mut().and_then(|source| arm(source, &here, &mut walk.failed)) {
-            walk.steps.push((wd, name.clone()));
-        }
-        match step(&here.fd, &name) {
-            Ok(Step::Down(next)) => way.push(Rc::new(next)),
-            Ok(Step::Hop(target)) => {
-                hops += 1;
-                if hops > MAX_HOPS {
-                    walk.end = End::Unreadable(Errno::LOOP);
-                    return walk;
+            if let Some(wd) = source.as_deref_mut().and_then(|source| here.arm(source, &mut walk.failed)) {
+                walk.steps.push((wd, name.clone()));
+            }
+            if hops == 0 {
+                if let Some((_, next)) = self.known.get(way.len()).filter(|(known, _)| *known == name) {
+                    way.push(Rc::clone(next));
+                    continue;
                 }
-                if target.first() == Some(&b'/') {
-                    way.truncate(1);
+                self.known.truncate(way.len());
+            }
+            match step(&here.fd, &name) {
+                Ok(Step::Down(next)) => {
+                    let next = Rc::new(next);
+                    if hops == 0 {
+                        self.known.push((name, Rc::clone(&next)));
+                    }
+                    way.push(next);
                 }
-                for part in target.split(|byte| *byte == b'/').rev() {
-                    if !matches!(part, b"" | b".") {
-                        names.push_front(OsString::from_vec(part.to_vec()));
+                Ok(Step::Hop(target)) => {
+                    hops += 1;
+                    if hops > MAX_HOPS {
+                        walk.end = End::Unreadable(Errno::LOOP);
+                        return walk;
+                    }
+                    if target.first() == Some(&b'/') {
+                        way.truncate(1);
+                    }
+                    for part in target.split(|byte| *byte == b'/').rev() {
+                        if !matches!(part, b"" | b".") {
+                            names.push_front(OsString::from_vec(part.to_vec()));
+                        }
                     }
                 }
-            }
-            Ok(Step::Nothing) => {
-                walk.silent = silence(&here.fd);
-                return walk;
-            }
-            Err(errno) => {
-                walk.end = End::Unreadable(errno);
-                return walk;
+                Ok(Step::Nothing) => {
+                    walk.silent = silence(&here.fd);
+                    return walk;
+                }
+                Err(errno) => {
+                    walk.end = End::Unreadable(errno);
+                    return walk;
+                }
             }
         }
     }
-}
 
-fn arm(source: &mut Source, here: &Open, failed: &mut Option<ArmError>) -> Option<Wd> {
-    match source.arm(here.fd.as_fd(), Purpose::Entries) {
-        Ok(wd) => Some(wd),
-        Err(error) => {
-            failed.get_or_insert(error);
-            None
+    fn top(&mut self, root: &OwnedFd) -> Result<Rc<Open>, Errno> {
+        if let Some((_, top)) = self.known.first() {
+            return Ok(Rc::clone(top));
         }
+        let fd = root.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED)?;
+        let top = Rc::new(Open::new(fd, &stat));
+        self.known.push((OsString::new(), Rc::clone(&top)));
+        Ok(top)
     }
 }
 
@@ -186,7 +238,7 @@ fn step(here: &OwnedFd, name: &OsStr) -> Result<Step, Errno> {
     };
     let stat = statx(&fd, "", AtFlags::EMPTY_PATH, WANTED)?;
     Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
-        FileType::Directory => Step::Down(Open { fd, mount: stat.stx_mnt_id }),
+        FileType::Directory => Step::Down(Open::new(fd, &stat)),
         FileType::Symlink => Step::Hop(readlinkat(&fd, "", Vec::new())?.into_bytes()),
         FileType::RegularFile
         | FileType::Fifo

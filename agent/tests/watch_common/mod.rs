@@ -64,6 +64,8 @@ impl Guard {
         };
         let watcher = Watcher::start_with(dir.path().to_owned(), options, on_hint).unwrap();
         watcher.set_interests(paths.iter().copied().map(interest).collect());
+        // Everything else that was begun is done before this is answered: names are looked at after the ways are armed.
+        watcher.stats();
         Self { watcher, dir, dirty }
     }
 
