@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::status::Status;
+use crate::resource::ResourceId;
 
 /// Largest request, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -25,6 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Request {
     /// The state of the agent.
     Status,
+    /// What the agent knows of one resource.
+    Why {
+        /// Which.
+        resource: ResourceId,
+    },
     /// Look at everything now: a pause began or ended, or a person asked.
     Look,
     /// Ask to be reimaged.
@@ -40,12 +46,27 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Why`].
+    Why(Box<Insight>),
     /// Understood; it happens now.
     Done,
     /// The id of the reimage request.
     Requested(String),
     /// Refused, and why.
     Refused(String),
+}
+
+/// What the agent knows of one resource. Its JSON is stable; fields are only ever added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Insight {
+    /// How it compared when it was last looked at; `None` for in sync.
+    pub verdict: Option<String>,
+    /// Who fights over it, in a sentence.
+    pub contested: Option<String>,
+    /// Its paths that events do not cover, and why.
+    pub not_watched: Vec<String>,
+    /// Whether the guard puts it back at once, from a copy.
+    pub guarded: bool,
 }
 
 /// A dialogue that did not succeed.

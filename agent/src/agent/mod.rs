@@ -40,7 +40,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch as tokio_watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use self::control::{Answer, Request};
+use self::control::{Answer, Insight, Request};
 use self::status::{Counts, HealthStatus, Status, WatchCounts};
 use self::who::{Arrivals, Seen};
 use self::worker::{Shared, Task, Worker};
@@ -603,6 +603,19 @@ async fn answer(
             status.degraded_watches = complaints(coverage).chain(bus).collect();
             status.n_guarded = guard.readiness().n_guarded;
             Answer::Status(Box::new(status))
+        }
+        Request::Why { resource } => {
+            let status = shared.status();
+            let of_it = |c: &&watch::Complaint| c.interest.resource == resource;
+            let not_watched = coverage.complaints.iter().filter(of_it);
+            Answer::Why(Box::new(Insight {
+                verdict: status.out_of_sync.get(&resource).cloned(),
+                contested: status.contested.iter().find(|c| c.resource == resource).map(|c| c.summary.clone()),
+                not_watched: not_watched
+                    .filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
+                    .collect(),
+                guarded: guard.guards(&resource),
+            }))
         }
         Request::Look => {
             // A pause that begins now holds from now on; the run that comes guards what it does not cover.

@@ -58,7 +58,7 @@ pub(super) fn status(global: &Global, args: &StatusArgs, out: &mut Out) -> Outco
         let status = match answer {
             Ok(Answer::Status(status)) => *status,
             Ok(Answer::Refused(why)) => return Err(CliError::refused(why)),
-            Ok(Answer::Done | Answer::Requested(_)) => {
+            Ok(Answer::Done | Answer::Why(_) | Answer::Requested(_)) => {
                 return Err(anyhow::anyhow!("the agent gave another answer").into());
             }
             Err(error @ ControlError::NotRunning { .. }) => {

@@ -13,12 +13,15 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::config::{self, Settings};
 use crate::resource::ResourceId;
 
+mod adopt;
 pub mod demo;
 mod inspect;
 mod operate;
 mod output;
 mod policy;
 mod services;
+mod undo;
+mod why;
 
 pub use output::Out;
 
@@ -73,6 +76,12 @@ enum Command {
     Status(inspect::StatusArgs),
     /// Show what drifted and what was done about it
     History(inspect::History),
+    /// Show where something is declared, by whom, and what became of it
+    Why(why::Why),
+    /// Put back what a step replaced, and pause that resource
+    Undo(undo::Undo),
+    /// Turn a drift into a patch of the policy
+    Adopt(adopt::Adopt),
     /// Stop repairing for a while; drift is still seen and recorded
     Pause(operate::Pause),
     /// End pauses
@@ -193,6 +202,9 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Command::Courier(args) => services::courier(&global, &args, out),
         Command::Status(args) => inspect::status(&global, &args, out),
         Command::History(args) => inspect::history(&global, &args, out),
+        Command::Why(args) => why::why(&global, &args, out),
+        Command::Undo(args) => undo::undo(&global, &args, out),
+        Command::Adopt(args) => adopt::adopt(&global, &args, out),
         Command::Pause(args) => operate::pause(&global, &args, out),
         Command::Resume(args) => operate::resume(&global, &args, out),
         Command::Fetch(args) => operate::fetch(&global, &args, out),

@@ -53,15 +53,21 @@ pub(super) struct Reimage {
     reason: String,
 }
 
+/// Refuses a pause that would be none, or for too long.
+pub(super) fn check_span(span: Duration) -> Result<(), CliError> {
+    if span.is_zero() || span > LONGEST_PAUSE {
+        return Err(anyhow::anyhow!("a pause lasts longer than nothing and at most 30 days").into());
+    }
+    Ok(())
+}
+
 /// Stops repair for a while.
 pub(super) fn pause(global: &Global, args: &Pause, out: &mut Out) -> Outcome {
     let settings = settings(global)?;
-    if args.span.is_zero() || args.span > LONGEST_PAUSE {
-        return Err(anyhow::anyhow!("a pause lasts longer than nothing and at most 30 days").into());
-    }
+    check_span(args.span)?;
     let now = Timestamp::now();
     let until = now.checked_add(SignedDuration::try_from(args.span)?)?;
-    let mut record = Record::open(&settings.paths.state)?.record;
+    let mut record = Record::open_for_operator(&settings.paths.state)?;
     let made = record.pause(NewPause {
         from: now,
         until,
@@ -85,7 +91,7 @@ pub(super) fn pause(global: &Global, args: &Pause, out: &mut Out) -> Outcome {
 /// Ends pauses.
 pub(super) fn resume(global: &Global, args: &Resume, out: &mut Out) -> Outcome {
     let settings = settings(global)?;
-    let mut record = Record::open(&settings.paths.state)?.record;
+    let mut record = Record::open_for_operator(&settings.paths.state)?;
     let n = record.resume(args.id)?.len();
     if n == 0 {
         return Err(match args.id {
@@ -154,19 +160,21 @@ pub(super) fn reimage(global: &Global, args: &Reimage, out: &mut Out) -> Outcome
             Ok(exit::OK)
         }
         Answer::Refused(why) => Err(CliError::refused(why)),
-        Answer::Done | Answer::Status(_) => Err(anyhow::anyhow!("the agent gave another answer").into()),
+        Answer::Done | Answer::Why(_) | Answer::Status(_) => {
+            Err(anyhow::anyhow!("the agent gave another answer").into())
+        }
     }
 }
 
 /// Whether the running agent was told.
 #[derive(Debug, PartialEq, Eq)]
-enum Told {
+pub(super) enum Told {
     Yes,
     NotRunning,
 }
 
 /// Makes the running agent look at everything now.
-fn look(settings: &Settings) -> Result<Told, CliError> {
+pub(super) fn look(settings: &Settings) -> Result<Told, CliError> {
     match services::current_thread()?.block_on(control::ask(&settings.paths.control(), &Request::Look)) {
         Ok(_) => Ok(Told::Yes),
         Err(ControlError::NotRunning { .. }) => Ok(Told::NotRunning),
@@ -174,7 +182,19 @@ fn look(settings: &Settings) -> Result<Told, CliError> {
     }
 }
 
-/// The person at the keyboard, as sudo knows them.
-fn operator() -> String {
-    std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "root".to_owned())
+/// The person at the keyboard: who became root, not root. What sudo and doas say comes first, then who logged in.
+pub(super) fn operator() -> String {
+    let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty() && name != "root");
+    let logged_in = || {
+        let text = std::fs::read_to_string("/proc/self/loginuid").ok()?;
+        // All ones says that nobody did.
+        let uid: u32 = text.trim().parse().ok().filter(|uid| *uid != u32::MAX && *uid != 0)?;
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        Some(user.map_or_else(|| format!("uid {uid}"), |user| user.name))
+    };
+    named("SUDO_USER")
+        .or_else(|| named("DOAS_USER"))
+        .or_else(logged_in)
+        .or_else(|| named("USER"))
+        .unwrap_or_else(|| "root".to_owned())
 }

@@ -18,7 +18,7 @@ use crate::policy::compile::{self, Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
 use crate::policy::facts::Facts;
 use crate::policy::trust::{self, Trust};
-use crate::policy::{DesiredState, candidate};
+use crate::policy::{DesiredState, Revision, candidate};
 use crate::record::{Record, RunLock};
 use crate::resource::{ResourceId, chain};
 
@@ -174,15 +174,56 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     Ok(Prepared { settings, host, state, scope })
 }
 
-fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError> {
+/// The policy in force, compiled for this host, with its source.
+pub(super) struct Held {
+    /// Its resources.
+    pub(super) state: DesiredState,
+    /// Its files.
+    pub(super) verified: trust::Verified,
+}
+
+/// Loads the policy in force.
+pub(super) fn held(settings: &Settings) -> Result<Held, CliError> {
+    let host = Host::open(&settings.paths.root)?;
+    let facts = host::facts::gather(&host.root);
+    let view = host::facts::view(&host);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
+    let revision = revision_in_force(&settings.paths)?;
+    let verified = trust::load_stored(&settings.paths.policies().join(revision.as_str()))?;
+    let state = in_force(&settings.paths, &inputs)?;
+    Ok(Held { state, verified })
+}
+
+/// Loads the policy in a directory.
+pub(super) fn held_in(settings: &Settings, directory: &Path, out: &mut Out) -> Result<Held, CliError> {
+    let host = Host::open(&settings.paths.root)?;
+    let facts = host::facts::gather(&host.root);
+    let view = host::facts::view(&host);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
+    let verified = trust::verify(candidate::from_directory(directory)?, &Trust::Operator, Timestamp::now())?;
+    match compile::compile(&verified, &inputs) {
+        Ok(compiled) => Ok(Held { state: compiled.state, verified }),
+        Err(errors) => {
+            out.line(errors.render(out.has_color()))?;
+            out.flush()?;
+            Err(anyhow::anyhow!("the policy in `{}` is invalid", directory.display()).into())
+        }
+    }
+}
+
+fn revision_in_force(paths: &Paths) -> Result<Revision, CliError> {
     let record = Record::open_read_only(&paths.state)?;
     let revisions: Revisions = record.load("revisions")?.unwrap_or_default();
-    let Some(revision) = revisions.in_force else {
-        return Err(anyhow::anyhow!(
+    revisions.in_force.ok_or_else(|| {
+        anyhow::anyhow!(
             "no policy is in force on this host yet\nhint: name one with --policy DIR, or set `[policy] url` in agent.toml"
         )
-        .into());
-    };
+        .into()
+    })
+}
+
+fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError> {
+    let revision = revision_in_force(paths)?;
     let in_force = revisions::load(paths, &revision, inputs).map_err(anyhow::Error::msg)?;
     Ok(in_force.state)
 }

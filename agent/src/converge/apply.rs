@@ -23,8 +23,8 @@ use crate::host::packages::provenance;
 use crate::policy::DesiredState;
 use crate::record::{Intent, Note, RunInfo, StepOutcome};
 use crate::resource::{
-    self, ApplyError, Change, Desired, Drift, Observation, Observed, OnDrift, Replaced, Resource, ResourceId, Sighting,
-    Snapshot, Verdict, chain,
+    self, AbsPath, ApplyError, Change, Desired, Drift, Observation, Observed, OnDrift, Replaced, Resource, ResourceId,
+    Sighting, Snapshot, Stood, Verdict, chain, stood,
 };
 
 /// What a run remembers of a look, so that nothing is read twice while nothing changes.
@@ -271,6 +271,7 @@ impl<'a> Run<'a, '_> {
                 return ResourceReport { who, ..report(resource, step, outcome) };
             }
         };
+        let before = stood::places(&self.context.host.root, resource, sighting);
         let steps = self.intend(&[Intent {
             resource: &resource.id,
             action: drift.action,
@@ -278,6 +279,7 @@ impl<'a> Run<'a, '_> {
             backup: backup.as_deref(),
             notifies: &resource.notifies,
             who: who.as_deref(),
+            before: &before,
             time,
         }]);
         let step = steps.first().copied();
@@ -287,7 +289,8 @@ impl<'a> Run<'a, '_> {
             self.context.record.note_interrupted(&resource.id);
         }
         let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
-        self.conclude(&[(step, &outcome)], clock);
+        let after = stood::look_at_places(&self.context.host.root, resource);
+        self.conclude(vec![(step, &outcome, after)], clock);
         ResourceReport { overtaken, displaced: backup, who, ..report(resource, step, outcome) }
     }
 
@@ -380,11 +383,11 @@ impl<'a> Run<'a, '_> {
         (outcome, false)
     }
 
-    fn conclude(&mut self, steps: &[(Option<i64>, &Outcome)], clock: Instant) {
+    fn conclude(&mut self, steps: Vec<(Option<i64>, &Outcome, Vec<(AbsPath, Stood)>)>, clock: Instant) {
         let duration_us = elapsed_us(clock);
         let outcomes: Vec<StepOutcome> = steps
-            .iter()
-            .filter_map(|(step, outcome)| {
+            .into_iter()
+            .filter_map(|(step, outcome, after)| {
                 let error = match outcome {
                     Outcome::Failed { error, .. } => Some(error.clone()),
                     Outcome::Unchanged
@@ -393,7 +396,7 @@ impl<'a> Run<'a, '_> {
                     | Outcome::Indeterminate { .. }
                     | Outcome::Skipped { .. } => None,
                 };
-                step.map(|step| StepOutcome { step, error, duration_us })
+                step.map(|step| StepOutcome { step, error, duration_us, after })
             })
             .collect();
         if outcomes.is_empty() {

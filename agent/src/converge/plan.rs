@@ -249,7 +249,7 @@ pub fn change_text(text: &mut String, change: &Change) {
 }
 
 /// Text in which no control character reaches a terminal.
-fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() && c != '\t' {

@@ -23,12 +23,13 @@ use crate::actor::Actor;
 use crate::converge::Cause;
 use crate::host::packages::provenance;
 use crate::host::process::{self, UnitMap};
-use crate::host::root::{stat_of, sync_directory};
+use crate::host::root::{Permissions, stat_of, sync_directory};
 use crate::host::stage::{Copy, Stage};
 use crate::policy::Revision;
 use crate::record::{Record, Repair, RunInfo};
 use crate::resource::{
-    AbsPath, Action, Change, Content, Ensure, Notify, Observation, ResourceId, UnitName, Verdict, chain, file, place,
+    AbsPath, Action, Change, Content, Ensure, Notify, Observation, ResourceId, Stood, UnitName, Verdict, chain, file,
+    place,
 };
 
 /// Copies that are written together.
@@ -181,11 +182,14 @@ impl Keeper {
         let Known { deed, actor } = known;
         let known = deed.likeness;
         let mut changes = Vec::new();
+        let mut stood = None;
         let (observation, displaced) = match deed.what {
             What::Placed => (Some(Observation::Absent), None),
             What::Permissions(_, before) => {
                 // Nothing was displaced.
                 changes = file::permission_changes(&known.spec, &before, known.names);
+                let permissions = Permissions { uid: before.uid, gid: before.gid, mode: before.mode };
+                stood = Some(Stood::File { digest: known.spec.content.digest(), permissions });
                 (None, None)
             }
             What::Exchanged(name) => {
@@ -193,6 +197,8 @@ impl Keeper {
                 (Some(displaced(&deed.stage, &name)), Some((deed.stage, name)))
             }
         };
+        let stood = stood.or_else(|| Stood::of(observation.as_ref()?));
+        let place = stood.map(|stood| (path_of(&deed.resource), stood, after(&known)));
         let mut account = Account {
             resource: deed.resource,
             changes,
@@ -201,6 +207,7 @@ impl Keeper {
             notifies: known.notifies.to_vec(),
             actor,
             displaced,
+            place,
             time: deed.time,
             took_us: deed.took_us,
         };
@@ -265,6 +272,7 @@ impl Keeper {
                 backup: account.backup.as_deref(),
                 notifies: &account.notifies,
                 who: account.actor.as_ref(),
+                place: account.place.as_ref().map(|(path, before, after)| (path, before, after)),
                 time: account.time,
                 duration_us: account.took_us,
             })
@@ -402,6 +410,7 @@ impl Keeper {
                     if let Verdict::Drift(drift) = file::diff(&desired, &found, known.names, &[]) {
                         let Ok(backup) = self.keep(&only, &found, &known.spec.content) else { continue };
                         accounts.push(Account {
+                            place: Stood::of(&found).map(|stood| (desired.path, stood, after(known))),
                             resource: only,
                             changes: drift.changes,
                             action: drift.action,
@@ -478,6 +487,7 @@ struct Account {
     notifies: Vec<(Notify, UnitName)>,
     actor: Option<Actor>,
     displaced: Option<(Arc<Stage>, String)>,
+    place: Option<(AbsPath, Stood, Stood)>,
     time: Timestamp,
     took_us: u64,
 }
@@ -487,6 +497,11 @@ struct Missing {
     key: Arc<str>,
     number: u64,
     likeness: Arc<Likeness>,
+}
+
+/// What a repair leaves.
+fn after(known: &Likeness) -> Stood {
+    Stood::File { digest: known.spec.content.digest(), permissions: known.permissions }
 }
 
 /// A file resource is named by its path.

@@ -218,6 +218,11 @@ impl Guard {
         table.held.insert(resource.clone(), until);
     }
 
+    /// Whether a file would be put back at once now.
+    pub fn guards(&self, resource: &ResourceId) -> bool {
+        self.shared.table().guards(resource)
+    }
+
     /// What is ready now.
     pub fn readiness(&self) -> Readiness {
         self.shared.table().readiness()

@@ -145,6 +145,12 @@ impl Table {
         std::mem::take(&mut self.pools)
     }
 
+    /// Whether a file would be put back at once now.
+    pub(super) fn guards(&self, resource: &ResourceId) -> bool {
+        let entry = self.find(resource).and_then(|i| self.entries.get(i));
+        self.live && entry.is_some_and(|entry| !entry.withdrawn)
+    }
+
     pub(super) fn readiness(&self) -> super::Readiness {
         if !self.live {
             return super::Readiness::default();

@@ -2,6 +2,7 @@
 
 pub mod apt;
 pub mod fake;
+pub mod owner;
 pub mod provenance;
 
 mod dpkg;

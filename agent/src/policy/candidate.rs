@@ -23,7 +23,7 @@ pub const MAX_FILES: usize = 20_000;
 /// Deepest nesting of directories in a policy.
 pub const MAX_DEPTH: usize = 32;
 /// Largest single commit or tree object.
-const MAX_METADATA_OBJECT: u64 = 8 * 1024 * 1024;
+pub(super) const MAX_METADATA_OBJECT: u64 = 8 * 1024 * 1024;
 /// Most commits that [`is_ancestor`] looks at before it says that it cannot tell.
 const MAX_WALK: usize = 200_000;
 
@@ -331,14 +331,14 @@ pub fn is_ancestor(repository: &Path, ancestor: &str, descendant: &str) -> Resul
     missing.map_or(Ok(false), Err)
 }
 
-fn open(repository: &Path) -> Result<gix::Repository, CandidateError> {
+pub(super) fn open(repository: &Path) -> Result<gix::Repository, CandidateError> {
     // Isolated: neither the host's nor the user's git configuration nor the environment has a say.
     let options = gix::open::Options::isolated().open_path_as_is(true);
     gix::open_opts(repository, options)
         .map_err(|source| CandidateError::Open { path: repository.to_path_buf(), source })
 }
 
-fn parse_id(text: &str) -> Result<gix::ObjectId, CandidateError> {
+pub(super) fn parse_id(text: &str) -> Result<gix::ObjectId, CandidateError> {
     let error = || CandidateError::CommitId { text: text.to_owned() };
     if !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return Err(error());
@@ -347,7 +347,7 @@ fn parse_id(text: &str) -> Result<gix::ObjectId, CandidateError> {
 }
 
 /// Reads one object of the expected kind, at most `limit` bytes, and checks that its bytes hash to its id.
-fn read_object(
+pub(super) fn read_object(
     repo: &gix::Repository,
     id: gix::ObjectId,
     kind: gix::objs::Kind,

@@ -7,9 +7,11 @@ use std::fmt;
 
 use crate::resource::{Resource, ResourceId};
 
+pub mod blame;
 pub mod candidate;
 pub mod compile;
 pub mod diagnostic;
+pub mod edit;
 pub mod facts;
 pub mod schema;
 pub mod template;

@@ -198,6 +198,31 @@ pub(super) fn is_common(kind: Kind, name: &str) -> bool {
     COMMON.iter().any(|a| a.name == name) && own_attributes(kind).0.iter().all(|a| a.name != name)
 }
 
+/// An attribute whose value is one short text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Simple {
+    /// A string.
+    Text,
+    /// A number.
+    Number,
+    /// A name, or a number.
+    Account,
+    /// `true` or `false`.
+    Bool,
+}
+
+/// What an attribute looks like; `None` for a list, a table, or one that the kind does not have.
+pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
+    let attribute = attributes(kind).find(|attribute| attribute.name == name)?;
+    match attribute.shape {
+        Shape::Text | Shape::Word(_) => Some(Simple::Text),
+        Shape::Id => Some(Simple::Number),
+        Shape::Account => Some(Simple::Account),
+        Shape::Bool => Some(Simple::Bool),
+        Shape::Texts | Shape::Table(_) | Shape::Includes => None,
+    }
+}
+
 /// Returns the JSON Schema (2020-12) of a policy's TOML files, for editors.
 pub fn json_schema() -> Value {
     let mut properties = Map::new();

@@ -64,9 +64,22 @@ CREATE TABLE pause (
 CREATE TABLE value (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ";
 
-/// Steps that no alert in the outbox tells of yet. Beside the other tables, because a database without it is as good: made when
-/// it is missing, and not known to older versions.
-const UNTOLD: &str = "CREATE TABLE IF NOT EXISTS untold (step INTEGER PRIMARY KEY) STRICT;";
+/// Beside the other tables, because a database without them is as good: made when missing, and not known to older versions.
+///
+/// - `untold`: steps that no alert in the outbox tells of yet.
+/// - `place`: what stood at the paths of a step, before and after it.
+/// - `origin`: what stood at a path before a policy was first carried out there.
+const BESIDE: &str = "
+CREATE TABLE IF NOT EXISTS untold (step INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE IF NOT EXISTS place (
+    step INTEGER NOT NULL,
+    path TEXT NOT NULL,
+    before TEXT NOT NULL,
+    after TEXT,
+    PRIMARY KEY (step, path)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origin (path TEXT PRIMARY KEY, stood TEXT NOT NULL, time INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+";
 
 /// Makes a directory and its parents with this mode, unless it exists.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), RecordError> {
@@ -149,11 +162,11 @@ fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
         if version != VERSION {
             return Ok(false);
         }
-        connection.execute_batch(UNTOLD).map_err(database("make the tables"))?;
+        connection.execute_batch(BESIDE).map_err(database("make the tables"))?;
         return Ok(true);
     }
     connection
-        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {UNTOLD} PRAGMA user_version = {VERSION}; COMMIT;"))
+        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {BESIDE} PRAGMA user_version = {VERSION}; COMMIT;"))
         .map_err(database("make the tables"))?;
     Ok(true)
 }

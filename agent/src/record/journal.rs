@@ -4,11 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::database::{VERSION_WITH_ACTOR, version};
-use super::{Record, RecordError, database, debts, from_micros, micros};
+use super::{Record, RecordError, database, debts, from_micros, micros, places};
 use crate::actor::Actor;
 use crate::converge::Cause;
 use crate::policy::Revision;
-use crate::resource::{Action, Change, Notify, ResourceId, UnitName};
+use crate::resource::{AbsPath, Action, Change, Notify, ResourceId, Stood, UnitName};
 
 /// Most steps kept.
 const MAX_STEPS: i64 = 100_000;
@@ -51,6 +51,8 @@ pub struct Intent<'a> {
     pub notifies: &'a [(Notify, UnitName)],
     /// Who made the difference, as far as that is known.
     pub who: Option<&'a Actor>,
+    /// What stands at the paths that it may change.
+    pub before: &'a [(AbsPath, Stood)],
     /// When.
     pub time: Timestamp,
 }
@@ -70,6 +72,8 @@ pub struct Repair<'a> {
     pub notifies: &'a [(Notify, UnitName)],
     /// Who made the difference, as far as that is known.
     pub who: Option<&'a Actor>,
+    /// What stood at the path before and after, where that is known.
+    pub place: Option<(&'a AbsPath, &'a Stood, &'a Stood)>,
     /// When.
     pub time: Timestamp,
     /// How long it took, in microseconds.
@@ -85,6 +89,8 @@ pub struct StepOutcome {
     pub error: Option<String>,
     /// How long it took, in microseconds.
     pub duration_us: u64,
+    /// What stands at its paths now.
+    pub after: Vec<(AbsPath, Stood)>,
 }
 
 /// Something seen and not acted upon.
@@ -140,7 +146,7 @@ pub struct HistoryEntry {
     pub cause: Cause,
     /// The verb, when there was a difference.
     pub action: Option<Action>,
-    /// `changed`, `failed`, `reported`, `indeterminate`, `contested` or `interrupted`; `started` while it is under way.
+    /// `changed`, `failed`, `reported`, `indeterminate`, `contested`, `undone` or `interrupted`; `started` while it is under way.
     pub outcome: String,
     /// Every difference, with secrets masked.
     pub changes: Vec<Change>,
@@ -176,8 +182,10 @@ impl Record {
                         intent.backup,
                         intent.who.and_then(actor_text),
                     ])?;
-                ids.push(transaction.last_insert_rowid());
+                let step = transaction.last_insert_rowid();
+                ids.push(step);
                 note_untold(transaction, run.cause)?;
+                places::insert(transaction, step, run.cause, intent)?;
                 for (notify, unit) in intent.notifies {
                     debts::insert(transaction, *notify, unit, intent.resource, intent.time)?;
                 }
@@ -210,6 +218,7 @@ impl Record {
                         outcome.error,
                         i64::try_from(outcome.duration_us).unwrap_or(i64::MAX)
                     ])?;
+                places::finish(transaction, outcome.step, &outcome.after)?;
             }
             Ok(())
         };
@@ -255,8 +264,12 @@ impl Record {
                         i64::try_from(repair.duration_us).unwrap_or(i64::MAX),
                         repair.who.and_then(actor_text),
                     ])?;
-                ids.push(transaction.last_insert_rowid());
+                let step = transaction.last_insert_rowid();
+                ids.push(step);
                 note_untold(transaction, run.cause)?;
+                if let Some((path, before, after)) = repair.place {
+                    places::insert_done(transaction, step, path, before, after)?;
+                }
                 for (notify, unit) in repair.notifies {
                     debts::insert(transaction, *notify, unit, repair.resource, repair.time)?;
                 }
@@ -458,6 +471,7 @@ impl Record {
             connection.execute("DELETE FROM step WHERE id < ?1 OR time < ?2", params![keep_from, too_old])?;
             connection.execute("DELETE FROM run WHERE id NOT IN (SELECT run FROM step)", [])?;
             connection.execute("DELETE FROM untold WHERE step NOT IN (SELECT id FROM step)", [])?;
+            connection.execute("DELETE FROM place WHERE step NOT IN (SELECT id FROM step)", [])?;
             Ok(())
         };
         prune(&self.connection).map_err(database("drop old history"))
@@ -472,6 +486,31 @@ fn note_untold(transaction: &Transaction<'_>, cause: Cause) -> Result<(), rusqli
             transaction.prepare_cached("INSERT INTO untold (step) VALUES (last_insert_rowid())")?.execute([]).map(drop)
         }
     }
+}
+
+/// Writes an entry about a step that was undone, in the transaction of whoever writes more about it.
+pub(super) fn insert_undone(
+    transaction: &Transaction<'_>,
+    run: &RunInfo,
+    undone: &super::Undone<'_>,
+) -> Result<i64, rusqlite::Error> {
+    let run_id = run_row(transaction, run)?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO step (run, time, resource, cause, action, outcome, changes, error, backup)
+             VALUES (?1, ?2, ?3, ?4, ?5, 'undone', ?6, ?7, ?8)",
+        )?
+        .execute(params![
+            run_id,
+            micros(undone.time),
+            undone.resource.to_string(),
+            cause_word(run.cause),
+            action_word(undone.action),
+            changes_text(undone.changes),
+            undone.note,
+            undone.backup,
+        ])?;
+    Ok(transaction.last_insert_rowid())
 }
 
 fn run_row(transaction: &Transaction<'_>, run: &RunInfo) -> Result<i64, rusqlite::Error> {

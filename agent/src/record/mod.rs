@@ -15,6 +15,7 @@ mod journal;
 mod lock;
 pub mod newest;
 mod pauses;
+mod places;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,7 @@ pub use debts::Debt;
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, Repair, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};
 pub use pauses::{NewPause, Pause};
+pub use places::{Place, Undone};
 
 /// The durable state of one host.
 #[derive(Debug)]
@@ -119,6 +121,12 @@ impl Record {
         let (connection, _) = database::open_or_replace(&state.join(DATABASE))?;
         let backups = BackupStore::open_beside(&state.join("backup"));
         Ok(Self { backups: Some(backups), ..Self::new(connection) })
+    }
+
+    /// Opens the record for writing beside whoever works on the host, who may have a step in hand: no step is marked interrupted.
+    pub fn open_for_operator(state: &Path) -> Result<Self, RecordError> {
+        database::make_directory(state, 0o755)?;
+        Self::open_beside(state)
     }
 
     /// Opens an existing record for reading beside a running agent.

@@ -32,6 +32,7 @@ fn begin(record: &mut Record, run: &mut RunInfo) -> i64 {
         backup: None,
         notifies: &notifies,
         who: None,
+        before: &[],
         time: Timestamp::now(),
     };
     record.begin_steps(run, &[intent]).unwrap()[0]
@@ -63,8 +64,8 @@ fn outcomes_are_found_by_every_filter() {
     let second = begin(&mut record, &mut run);
     record
         .finish_steps(&[
-            StepOutcome { step: first, error: None, duration_us: 7 },
-            StepOutcome { step: second, error: Some("no".into()), duration_us: 8 },
+            StepOutcome { step: first, error: None, duration_us: 7, after: Vec::new() },
+            StepOutcome { step: second, error: Some("no".into()), duration_us: 8, after: Vec::new() },
         ])
         .unwrap();
     let reader = Record::open_read_only(state.path()).unwrap();
@@ -179,6 +180,7 @@ fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
         backup: None,
         notifies: &[],
         who: None,
+        before: &[],
         time: Timestamp::now(),
     };
     let begun = worker.begin_steps(&mut run, &[intent]).unwrap();
@@ -189,6 +191,7 @@ fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
         backup: None,
         notifies: &[],
         who: None,
+        place: None,
         time: Timestamp::now(),
         duration_us: 40,
     };
@@ -218,6 +221,7 @@ fn what_is_owed_after_a_restart_began_stays_owed() {
         backup: None,
         notifies: &[(Notify::Restart, nginx())],
         who: None,
+        place: None,
         time: began + jiff::SignedDuration::from_millis(1),
         duration_us: 40,
     };
@@ -262,9 +266,19 @@ fn who_did_it_is_kept_with_every_kind_of_entry() {
     let mut run = run();
     for who in [Some(&puppet), None, Some(&Actor::default())] {
         let (action, changes, backup) = (Action::Update, &[][..], None);
-        let intent = Intent { resource: &resource, action, changes, backup, notifies: &[], who, time };
+        let intent = Intent { resource: &resource, action, changes, backup, notifies: &[], who, before: &[], time };
         record.begin_steps(&mut run, &[intent]).unwrap();
-        let repair = Repair { resource: &resource, action, changes, backup, notifies: &[], who, time, duration_us: 1 };
+        let repair = Repair {
+            resource: &resource,
+            action,
+            changes,
+            backup,
+            notifies: &[],
+            who,
+            place: None,
+            time,
+            duration_us: 1,
+        };
         record.record_repairs(&run, &[repair]).unwrap();
         let error = if who.is_some() { "a" } else { "b" };
         let note = Note { resource: &resource, outcome: "reported", action: None, changes, error, who, time };

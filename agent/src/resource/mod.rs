@@ -20,6 +20,7 @@ mod id;
 mod kinds;
 mod names;
 mod snapshot;
+pub mod stood;
 mod text;
 
 pub use content::Content;
@@ -28,7 +29,8 @@ pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, observe, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};
-pub use text::{digest, hex};
+pub use stood::Stood;
+pub use text::{digest, hex, text_change};
 
 /// What a resource should be: there, with a specification, or not there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,6 +38,11 @@ pub(super) fn change_to(attribute: &str, from: Option<&[u8]>, to: &Content) -> C
     }
 }
 
+/// The change from one text to another, as a plan would show it.
+pub fn text_change(from: &str, to: &str) -> Change {
+    content_change("content", Some(from.as_bytes()), Some(to.as_bytes()))
+}
+
 /// Size and digest of content, such as `812 bytes, sha256 3f…`.
 pub(super) fn describe(content: &[u8]) -> String {
     format!("{} bytes, sha256 {}", content.len(), digest(content))

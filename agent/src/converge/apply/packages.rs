@@ -38,6 +38,7 @@ impl<'a> Run<'a, '_> {
                 backup: None,
                 notifies: &member.resource.notifies,
                 who: who.as_deref(),
+                before: &[],
                 time,
             })
             .collect();
@@ -56,8 +57,8 @@ impl<'a> Run<'a, '_> {
             };
             reports.push(ResourceReport { who, ..report(member.resource, steps.get(index).copied(), outcome) });
         }
-        let concluded: Vec<_> = reports.iter().map(|report| (report.step, &report.outcome)).collect();
-        self.conclude(&concluded, clock);
+        let concluded = reports.iter().map(|report| (report.step, &report.outcome, Vec::new())).collect();
+        self.conclude(concluded, clock);
         self.ahead.extend(reports.into_iter().map(|report| (report.resource.clone(), report)));
         self.ahead.remove(&first.id).unwrap_or_else(|| report(first, None, Outcome::Unchanged))
     }

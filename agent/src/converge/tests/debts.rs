@@ -116,6 +116,7 @@ fn a_kill_after_the_intent_or_after_the_change_still_pays() {
             backup: None,
             notifies: &resource.notifies,
             who: None,
+            before: &[],
             time: started,
         };
         world.record.begin_steps(&mut info, &[intent]).unwrap();
