@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::alerts::Speaker;
 use super::fights::Fights;
 use super::metrics::numbers::{self, Numbers};
+use super::pauses::Told;
 use super::random_id;
 use super::revisions::{InForce, Revisions};
 use super::scanning::Scanned;
@@ -187,6 +188,7 @@ impl Worker {
         let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
         let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
         let facts = facts(&host);
+        let told = Told::recall(&record);
         let places = Places { root: host::open_root(&settings.paths.root)?, state: settings.paths.state.clone() };
         let beside = Record::open_beside(&settings.paths.state)?;
         let guard = Arc::new(Guard::start(places, beside, tell).context("cannot start the guard")?);
@@ -203,8 +205,8 @@ impl Worker {
             health,
             verdicts: Verdicts::default(),
             n_repairs: 0,
-            known_pauses: BTreeMap::new(),
-            announced_pauses: BTreeSet::new(),
+            known_pauses: told.known,
+            announced_pauses: told.expiring,
             debts: Vec::new(),
             checkin: None,
             untidy: false,

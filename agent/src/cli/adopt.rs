@@ -317,12 +317,10 @@ fn note_shared(held: &Held, resource: &Resource, changed: &BTreeMap<String, Vec<
     if changed.contains_key(&*resource.source.file) {
         return;
     }
-    let shares = |other: &&Resource| match &other.desired {
-        Desired::File(file) => {
-            other.id != resource.id
-                && matches!(&file.ensure, Ensure::Present(spec) if spec.content.is_shared_with(&own.content))
-        }
-        _ => false,
+    let shares = |other: &&Resource| {
+        let Desired::File(file) = &other.desired else { return false };
+        let Ensure::Present(spec) = &file.ensure else { return false };
+        other.id != resource.id && spec.content.is_shared_with(&own.content)
     };
     let others: Vec<String> = held.state.resources().iter().filter(shares).map(|other| other.id.to_string()).collect();
     if !others.is_empty() {

@@ -65,6 +65,17 @@ pub(super) fn check_span(span: Duration) -> Result<(), CliError> {
 pub(super) fn pause(global: &Global, args: &Pause, out: &mut Out) -> Outcome {
     let settings = settings(global)?;
     check_span(args.span)?;
+    // A pause of nothing would look like one of what was meant.
+    if let (false, Ok(held)) = (args.only.is_empty(), super::policy::held(&settings))
+        && let Some(unknown) = args.only.iter().find(|id| held.state.get(id).is_none())
+    {
+        return Err(anyhow::anyhow!(
+            "the policy in force, {} {}, has no {unknown}",
+            held.state.name(),
+            held.state.revision().short()
+        )
+        .into());
+    }
     let now = Timestamp::now();
     let until = now.checked_add(SignedDuration::try_from(args.span)?)?;
     let mut record = Record::open_for_operator(&settings.paths.state)?;

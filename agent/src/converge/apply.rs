@@ -36,6 +36,9 @@ struct Look {
     verdict: Verdict,
 }
 
+/// A step that is over: its history id, what came of it, and what stands at its paths now.
+type Concluded<'o> = (Option<i64>, &'o Outcome, Vec<(AbsPath, Stood)>);
+
 /// One run under way.
 struct Run<'a, 'c> {
     context: &'a mut Context<'c>,
@@ -383,7 +386,7 @@ impl<'a> Run<'a, '_> {
         (outcome, false)
     }
 
-    fn conclude(&mut self, steps: Vec<(Option<i64>, &Outcome, Vec<(AbsPath, Stood)>)>, clock: Instant) {
+    fn conclude(&mut self, steps: Vec<Concluded<'_>>, clock: Instant) {
         let duration_us = elapsed_us(clock);
         let outcomes: Vec<StepOutcome> = steps
             .into_iter()

@@ -258,7 +258,11 @@ pub fn words_of_difference(from: &Stood, to: &Stood) -> String {
         return format!("{} was left there, and now there is {}", from.word(), to.word());
     }
     let attributes: Vec<String> = changes(from, to, None, None).into_iter().map(|change| change.attribute).collect();
-    if attributes.is_empty() { "it is another one".to_owned() } else { format!("its {} differ", attributes.join(", ")) }
+    if attributes.is_empty() {
+        "it is another one".to_owned()
+    } else {
+        format!("it differs in {}", attributes.join(", "))
+    }
 }
 
 impl fmt::Display for Stood {

@@ -5,5 +5,7 @@
 mod damage;
 mod fights;
 mod metrics;
+mod operator;
+mod policies;
 mod support;
 mod who;

@@ -33,7 +33,7 @@ pub(crate) struct Host {
 
 /// A host with its agent.
 pub(crate) struct Running {
-    host: Host,
+    host: Option<Host>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -99,14 +99,37 @@ impl Host {
         store(&verified, &self.settings.paths.policies()).unwrap();
         let revisions = Revisions { in_force: Some(verified.revision().clone()), ..Revisions::default() };
         Record::open(&self.settings.paths.state).unwrap().record.save("revisions", &revisions).unwrap();
+        let running = self.start();
+        running.wait("it to converge", |status| status.health.state == "converged");
+        running
+    }
+
+    /// Starts the agent with whatever is there.
+    pub(crate) fn start(self) -> Running {
         let settings = self.settings.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(rekindle::agent::run(settings, None))
         });
-        let running = Running { host: self, thread: Some(thread) };
-        running.wait("it to converge", |status| status.health.state == "converged");
-        running
+        Running { host: Some(self), thread: Some(thread) }
+    }
+
+    /// A directory beside the host's own.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs the program itself on this host: its exit code, what it prints, and what it complains about.
+    pub(crate) fn cli(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let Paths { root, state, runtime } = &self.settings.paths;
+        let config = self.beside("agent.toml");
+        write(&config, &format!("[paths]\nroot = {root:?}\nstate = {state:?}\nruntime = {runtime:?}\n"));
+        let args: Vec<&str> = ["--config", config.to_str().unwrap()].iter().chain(args).copied().collect();
+        let mut command = command(env!("CARGO_BIN_EXE_rekindle"), &args);
+        command.env = vec![("SUDO_USER".into(), "ada".into())];
+        let output = run(&command).unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.code, text(output.stdout), text(output.stderr))
     }
 }
 
@@ -125,18 +148,55 @@ impl Drop for Host {
 
 impl Running {
     pub(crate) fn at(&self, path: &str) -> PathBuf {
-        self.host.at(path)
+        self.host().at(path)
     }
 
     pub(crate) fn settings(&self) -> &Settings {
-        &self.host.settings
+        &self.host().settings
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        self.host.as_ref().unwrap()
+    }
+
+    /// Stops the agent as systemd does, and hands back its host.
+    pub(crate) fn stop(mut self) -> Host {
+        let thread = self.thread.take().unwrap();
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+        thread.join().unwrap().unwrap();
+        self.host.take().unwrap()
+    }
+
+    /// Runs the program itself, which must succeed, and returns what it prints.
+    #[track_caller]
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
+        let (code, out, complaint) = self.host().cli(args);
+        assert_eq!(code, Some(0), "{args:?}: {out}{complaint}");
+        out
+    }
+
+    /// Runs the program itself, which must refuse with this exit code, and returns its complaint.
+    #[track_caller]
+    pub(crate) fn refused(&self, code: i32, args: &[&str]) -> String {
+        let (found, out, complaint) = self.host().cli(args);
+        assert_eq!(found, Some(code), "{args:?}: {out}{complaint}");
+        complaint
+    }
+
+    /// The alerts that wait for the courier, in order.
+    pub(crate) fn alerts(&self) -> Vec<rekindle::spool::Alert> {
+        let alerts = self.outbox().into_iter().filter_map(|message| match message {
+            OutgoingBody::Alert(alert) => Some(alert),
+            OutgoingBody::Reimage(_) => None,
+        });
+        alerts.collect()
     }
 
     /// The status now; `None` while the agent does not answer yet.
     fn status(&self) -> Option<Status> {
         assert!(!self.thread.as_ref().unwrap().is_finished(), "the agent has ended");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        match runtime.block_on(ask(&self.host.settings.paths.control(), &Request::Status)) {
+        match runtime.block_on(ask(&self.host().settings.paths.control(), &Request::Status)) {
             Ok(Answer::Status(status)) => Some(*status),
             Ok(other) => panic!("{other:?}"),
             Err(_) => None,
@@ -146,7 +206,7 @@ impl Running {
     /// Has everything looked at.
     pub(crate) fn look(&self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let answer = runtime.block_on(ask(&self.host.settings.paths.control(), &Request::Look)).unwrap();
+        let answer = runtime.block_on(ask(&self.host().settings.paths.control(), &Request::Look)).unwrap();
         assert_eq!(answer, Answer::Done);
     }
 
@@ -182,14 +242,14 @@ impl Running {
 
     /// What waits for the courier, in order.
     pub(crate) fn outbox(&self) -> Vec<OutgoingBody> {
-        let outbox = Spool::open(&self.host.settings.paths.outbox()).unwrap();
+        let outbox = Spool::open(&self.host().settings.paths.outbox()).unwrap();
         let read = |id: &String| outbox.read(id).unwrap().map(|Outgoing { body, .. }| body);
         outbox.list().unwrap().iter().filter_map(read).collect()
     }
 
     /// The history, oldest first.
     pub(crate) fn history(&self) -> Vec<HistoryEntry> {
-        let record = Record::open_read_only(&self.host.settings.paths.state).unwrap();
+        let record = Record::open_read_only(&self.host().settings.paths.state).unwrap();
         let mut entries = record.history(&HistoryFilter { limit: 10_000, ..HistoryFilter::default() }).unwrap();
         entries.reverse();
         entries

@@ -185,7 +185,7 @@ impl Sandbox {
     pub fn status(&self) -> Result<Status> {
         match self.control(&Request::Status)? {
             Answer::Status(status) => Ok(*status),
-            other @ (Answer::Done | Answer::Requested(_) | Answer::Refused(_)) => {
+            other @ (Answer::Done | Answer::Why(_) | Answer::Requested(_) | Answer::Refused(_)) => {
                 bail!("the agent answered {other:?} when asked for its status")
             }
         }
@@ -195,7 +195,7 @@ impl Sandbox {
     pub fn look(&self) -> Result<()> {
         match self.control(&Request::Look)? {
             Answer::Done => Ok(()),
-            other @ (Answer::Status(_) | Answer::Requested(_) | Answer::Refused(_)) => {
+            other @ (Answer::Status(_) | Answer::Why(_) | Answer::Requested(_) | Answer::Refused(_)) => {
                 bail!("the agent answered {other:?} when told to look")
             }
         }

@@ -90,6 +90,9 @@ pub fn render(facts: &Facts<'_>) -> String {
         u8::from(status.storm_since.is_some()),
     );
     text.gauge("rekindle_pauses", "Pauses in force.", status.pauses.len());
+    if let Some(until) = status.pauses.iter().map(|pause| pause.until).max() {
+        text.time("rekindle_pause_end_timestamp_seconds", "When the last of the pauses in force ends.", until);
+    }
     text.gauge("rekindle_debts", "Restarts and reloads that are owed.", status.debts.len());
 
     let (by_guard, by_run) = (numbers.by_guard.tally(), numbers.by_run.tally());
