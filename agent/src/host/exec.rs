@@ -314,6 +314,9 @@ fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io:
             let limit = rustix::process::getrlimit(Resource::Nofile);
             let current = Some(limit.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES)));
             rustix::process::setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
+            // Our own descriptors close at exec; what we were started with, such as a lock of the caller's, might not.
+            // Kernels before 5.11 refuse it, and then it is as the caller made it.
+            libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed());
             rustix::process::setsid().map(drop).map_err(io::Error::from)
         });
     }

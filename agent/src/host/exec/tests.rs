@@ -38,12 +38,15 @@ fn standard_input_is_the_bytes_or_nothing() {
 
 #[test]
 fn the_child_leads_a_session_of_its_own_and_has_no_other_descriptors() {
+    // As a descriptor that whoever started us left open.
+    let inherited = rustix::io::dup(std::io::stderr()).unwrap();
     let output = run_direct(&shell("cut -d' ' -f1,6 /proc/$$/stat; ls /proc/$$/fd")).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines = text.lines();
     let (pid, session) = lines.next().unwrap().split_once(' ').unwrap();
     assert_eq!(pid, session);
     assert_eq!(lines.filter(|fd| fd.parse::<u32>().unwrap() < 10).collect::<Vec<_>>(), ["0", "1", "2"]);
+    drop(inherited);
 }
 
 #[test]
