@@ -73,6 +73,7 @@ impl Worker {
     fn roll_back(&mut self, bad: &crate::policy::Revision) {
         let Some(good) = self.load_last_good() else { return };
         let revision = good.state.revision().clone();
+        self.note_orphans(&good.state);
         self.revisions.in_force = Some(revision.clone());
         self.revisions.in_force_since = Some(Timestamp::now());
         self.revisions.settled = Some(revision.clone());

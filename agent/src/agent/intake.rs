@@ -24,7 +24,11 @@ impl Worker {
         let Some(revision) = self.revisions.in_force.clone() else { return };
         let view = host::facts::view(&self.host);
         match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {
-            Ok(in_force) => self.put_in_force(in_force),
+            Ok(in_force) => {
+                // What has come back since, or was left out by a role or fact that changed.
+                self.note_orphans(&in_force.state);
+                self.put_in_force(in_force);
+            }
             Err(reason) => {
                 self.warn(format!("cannot load the policy in force, {}: {reason}", revision.short()));
                 // Forgotten, so that the same commit is considered again; the high-water mark stays.
@@ -141,7 +145,8 @@ impl Worker {
                     in_force.state.resources().len(),
                     in_force.signer.as_ref().map_or(String::new(), |who| format!(", signed by {who}")),
                 );
-                self.announce(AlertEvent::PolicyAccepted, summary);
+                let left_out = self.note_orphans(&in_force.state);
+                self.announce_acceptance(summary, &left_out);
                 self.remember_revisions();
                 self.forget_policies(previous);
                 self.put_in_force(in_force);

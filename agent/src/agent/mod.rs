@@ -14,6 +14,7 @@ mod first;
 mod guarding;
 mod intake;
 pub mod metrics;
+mod orphans;
 mod pauses;
 mod publish;
 pub mod revisions;
@@ -687,6 +688,8 @@ fn first_status(settings: &Settings) -> Status {
         fetch: None,
         courier: None,
         contested: Vec::new(),
+        n_orphans: 0,
+        orphans: Vec::new(),
         storm_since: None,
         warnings: Vec::new(),
     }

@@ -9,6 +9,9 @@ use crate::converge::health::Health;
 use crate::record::Pause;
 use crate::spool;
 
+/// Orphans that `status` lists; the others are only counted.
+const MOST_ORPHANS: usize = 100;
+
 impl Worker {
     /// Publishes the status.
     pub(super) fn publish(&self) {
@@ -44,6 +47,8 @@ impl Worker {
         status.resources = counts;
         status.debts.clone_from(&self.debts);
         status.pauses = self.known_pauses.values().map(pause_status).collect();
+        status.n_orphans = self.orphans.len();
+        status.orphans = self.orphans.iter().take(MOST_ORPHANS).cloned().collect();
         status.n_repairs = self.n_repairs;
         let waiting = self.outbox.list().unwrap_or_default();
         status.outbox = waiting.len();

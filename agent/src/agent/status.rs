@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::converge::DebtReport;
+use crate::record::Orphan;
 use crate::resource::ResourceId;
 use crate::spool::{CourierState, FetchResult};
 
@@ -67,6 +68,12 @@ pub struct Status {
     /// Resources that somebody keeps changing: they are repaired ever more slowly.
     #[serde(default)]
     pub contested: Vec<ContestedStatus>,
+    /// How many resources an earlier revision declared and the one in force does not.
+    #[serde(default)]
+    pub n_orphans: usize,
+    /// The first hundred of them.
+    #[serde(default)]
+    pub orphans: Vec<Orphan>,
     /// Since when there is too much drift to follow change by change, so that everything is looked at in single passes.
     #[serde(default)]
     pub storm_since: Option<Timestamp>,

@@ -31,7 +31,7 @@ use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
-use crate::record::{Pause, Record, RunLock};
+use crate::record::{Orphan, Pause, Record, RunLock};
 use crate::resource::{OnDrift, ResourceId, UnitName, chain};
 use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
 use crate::watch::Interest;
@@ -150,6 +150,7 @@ pub struct Worker {
     pub(super) known_pauses: BTreeMap<i64, Pause>,
     pub(super) announced_pauses: BTreeSet<i64>,
     pub(super) debts: Vec<converge::DebtReport>,
+    pub(super) orphans: Vec<Orphan>,
     checkin: Option<CheckInState>,
     /// Whether something was done that takes much memory for a while.
     pub(super) untidy: bool,
@@ -208,6 +209,7 @@ impl Worker {
             known_pauses: told.known,
             announced_pauses: told.expiring,
             debts: Vec::new(),
+            orphans: Vec::new(),
             checkin: None,
             untidy: false,
             shared,
@@ -444,6 +446,7 @@ impl Worker {
 
     /// Everything converged: this revision is good here, and a reborn host may say so.
     fn note_convergence(&mut self, report: &RunReport) {
+        self.reap_orphans();
         if self.revisions.last_good.as_ref() != Some(&report.revision) {
             let old = self.revisions.last_good.replace(report.revision.clone());
             self.remember_revisions();

@@ -49,6 +49,9 @@ fn since(text: &str) -> Result<Timestamp, String> {
         .ok_or_else(|| format!("`{text}` reaches before all time"))
 }
 
+/// Orphans that are listed for people.
+const SHOWN_ORPHANS: usize = 10;
+
 /// Shows the state of the agent.
 pub(super) fn status(global: &Global, args: &StatusArgs, out: &mut Out) -> Outcome {
     let settings = settings(global)?;
@@ -183,6 +186,21 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     }
     for (id, why) in &status.out_of_sync {
         out.line(format_args!("{WARN}out{WARN:#}        {BOLD}{id}{BOLD:#} {why}"))?;
+    }
+    for orphan in status.orphans.iter().take(SHOWN_ORPHANS) {
+        let revision = orphan.left_out_by.get(..12).unwrap_or(&orphan.left_out_by);
+        let note = if orphan.note.is_empty() { String::new() } else { format!(": {}", orphan.note) };
+        let locked = if orphan.locked.is_some() { ", locked" } else { "" };
+        out.line(format_args!(
+            "{WARN}orphan{WARN:#}     {BOLD}{}{BOLD:#} left out by {revision} {}{locked}{note} {DIM}(was in {}){DIM:#}",
+            orphan.resource,
+            ago(orphan.since),
+            orphan.declared,
+        ))?;
+    }
+    if status.n_orphans > SHOWN_ORPHANS {
+        let more = status.n_orphans.saturating_sub(SHOWN_ORPHANS);
+        out.line(format_args!("           and {more} more orphans: `rekindle --json status` lists a hundred"))?;
     }
     for fight in &status.contested {
         out.line(format_args!(

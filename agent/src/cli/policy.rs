@@ -18,7 +18,7 @@ use crate::policy::compile::{self, Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
 use crate::policy::facts::Facts;
 use crate::policy::trust::{self, Trust};
-use crate::policy::{DesiredState, Revision, candidate};
+use crate::policy::{DesiredState, Orphans, Revision, candidate};
 use crate::record::{Record, RunLock};
 use crate::resource::{ResourceId, chain};
 
@@ -245,9 +245,23 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
         seen: &converge::nobody_seen,
     };
     let plan = converge::observe_and_plan(&prepared.host, None, &request);
+    let left_out = left_out(prepared);
     if out.is_json() {
-        out.value(&plan.to_json())?;
+        let mut value = plan.to_json();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("left_out".to_owned(), serde_json::to_value(&left_out)?);
+        }
+        out.value(&value)?;
     } else {
+        for id in &left_out {
+            let becomes = match prepared.state.orphans() {
+                Orphans::Report => "stays as it is",
+                Orphans::Remove => "returns to what was there before, once this revision has converged",
+            };
+            out.line(format_args!(
+                "{WARN}leave out{WARN:#} {BOLD}{id}{BOLD:#}  (the policy in force declares it; it {becomes})"
+            ))?;
+        }
         out.text(&paint(&plan.to_text(), out.has_color()))?;
     }
     Ok(if plan.is_empty() {
@@ -257,6 +271,17 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
     } else {
         exit::DRIFT
     })
+}
+
+/// What the policy in force declares and another one does not. None where there is none in force to compare with.
+fn left_out(prepared: &Prepared) -> Vec<ResourceId> {
+    let host = &prepared.host;
+    let facts = host::facts::gather(&host.root);
+    let view = host::facts::view(host);
+    let inputs = Inputs { facts: &facts, roles: &prepared.settings.roles, host: view.as_ref() };
+    let Ok(in_force) = in_force(&prepared.settings.paths, &inputs) else { return Vec::new() };
+    let ids = in_force.resources().iter().map(|resource| &resource.id);
+    ids.filter(|id| prepared.state.get(id).is_none()).cloned().collect()
 }
 
 /// Converges once.

@@ -104,7 +104,8 @@ pub(super) fn undo(global: &Global, args: &Undo, out: &mut Out) -> Outcome {
 fn refuse_what_cannot_be_undone(entry: &HistoryEntry, places: &[Place]) -> Result<(), CliError> {
     let (id, resource) = (entry.id, &entry.resource);
     let why = match entry.outcome.as_str() {
-        "reported" | "indeterminate" | "contested" | "noop" => {
+        "orphaned" => format!("#{id} changed nothing: it only says that {resource} left the policy"),
+        "reported" | "indeterminate" | "contested" => {
             format!(
                 "#{id} changed nothing: it only says that {resource} was out of sync\nhint: `rekindle adopt {id}` makes what is there policy"
             )

@@ -47,6 +47,16 @@ impl fmt::Display for Revision {
     }
 }
 
+/// What becomes of resources that a policy declares no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Orphans {
+    /// They are told of, and left as they are.
+    #[default]
+    Report,
+    /// They return to what was there before, as far as that is known.
+    Remove,
+}
+
 /// The compiled, acyclic graph of resources of one verified revision. Made only by [`compile::compile`].
 #[derive(Debug, Clone)]
 pub struct DesiredState {
@@ -56,6 +66,7 @@ pub struct DesiredState {
     /// Indices into `resources`, in order of id. Searching costs a microsecond; a hash table would cost as much memory as
     /// the resources of a long policy.
     by_id: Box<[u32]>,
+    orphans: Orphans,
 }
 
 impl DesiredState {
@@ -64,7 +75,17 @@ impl DesiredState {
         let mut by_id: Box<[u32]> =
             (0..u32::try_from(resources.len()).expect("a policy has bounded resources")).collect();
         by_id.sort_unstable_by_key(|i| id_at(&resources, *i));
-        Self { revision, name, resources: resources.into_boxed_slice(), by_id }
+        Self { revision, name, resources: resources.into_boxed_slice(), by_id, orphans: Orphans::Report }
+    }
+
+    /// The same, with a rule for what it leaves out.
+    pub(crate) fn with_orphans(self, orphans: Orphans) -> Self {
+        Self { orphans, ..self }
+    }
+
+    /// What becomes of what it leaves out.
+    pub fn orphans(&self) -> Orphans {
+        self.orphans
     }
 
     /// The revision that this was compiled from.

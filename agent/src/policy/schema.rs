@@ -159,6 +159,11 @@ const SERVICE: &[Attribute] = &[
 const POLICY: &[Attribute] = &[
     attribute("name", Shape::Text, "Name of the policy in reports."),
     attribute("requires", Shape::Text, "Versions of the agent that understand it, such as `>=0.1`."),
+    attribute(
+        "orphans",
+        Shape::Word(&["report", "remove"]),
+        "What becomes of resources that the policy declares no longer. Default `report`: they stay as they are.",
+    ),
     // Written below [policy], as most people will, the key belongs to that table.
     attribute("include", Shape::Includes, INCLUDE_DOC),
 ];

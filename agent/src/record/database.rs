@@ -68,7 +68,8 @@ CREATE TABLE value (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ///
 /// - `untold`: steps that no alert in the outbox tells of yet.
 /// - `place`: what stood at the paths of a step, before and after it.
-/// - `origin`: what stood at a path before a policy was first carried out there.
+/// - `origin`: what stood at a path before a policy was first carried out there, or whether an account or package was there.
+/// - `orphan`: what a policy declared once and declares no longer.
 const BESIDE: &str = "
 CREATE TABLE IF NOT EXISTS untold (step INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS place (
@@ -78,7 +79,16 @@ CREATE TABLE IF NOT EXISTS place (
     after TEXT,
     PRIMARY KEY (step, path)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS origin (path TEXT PRIMARY KEY, stood TEXT NOT NULL, time INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origin (name TEXT PRIMARY KEY, stood TEXT NOT NULL, time INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orphan (
+    resource TEXT PRIMARY KEY,
+    what TEXT NOT NULL,
+    declared TEXT NOT NULL,
+    left_out_by TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    locked INTEGER,
+    note TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Makes a directory and its parents with this mode, unless it exists.

@@ -98,7 +98,7 @@ pub struct StepOutcome {
 pub struct Note<'a> {
     /// About what.
     pub resource: &'a ResourceId,
-    /// `reported`, `indeterminate`, `failed` or `contested`.
+    /// `reported`, `indeterminate`, `failed`, `contested` or `orphaned`.
     pub outcome: &'static str,
     /// What a step would have done.
     pub action: Option<Action>,
@@ -146,7 +146,7 @@ pub struct HistoryEntry {
     pub cause: Cause,
     /// The verb, when there was a difference.
     pub action: Option<Action>,
-    /// `changed`, `failed`, `reported`, `indeterminate`, `contested`, `undone` or `interrupted`; `started` while it is under way.
+    /// `changed`, `failed`, `reported`, `indeterminate`, `contested`, `orphaned`, `undone` or `interrupted`; `started` while it is under way.
     pub outcome: String,
     /// Every difference, with secrets masked.
     pub changes: Vec<Change>,

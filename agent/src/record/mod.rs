@@ -14,6 +14,7 @@ mod debts;
 mod journal;
 mod lock;
 pub mod newest;
+mod orphans;
 mod pauses;
 mod places;
 
@@ -31,6 +32,7 @@ use crate::resource::ResourceId;
 pub use debts::Debt;
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, Repair, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};
+pub use orphans::Orphan;
 pub use pauses::{NewPause, Pause};
 pub use places::{Place, Undone};
 

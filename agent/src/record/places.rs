@@ -48,20 +48,34 @@ pub(super) fn insert(
     cause: Cause,
     intent: &Intent<'_>,
 ) -> Result<(), rusqlite::Error> {
+    if intent.before.is_empty() {
+        // An account or a package: whether it was there is all there is to know.
+        let stood = if intent.action == Action::Create { Stood::Nothing } else { Stood::Special };
+        insert_origin(connection, cause, &intent.resource.to_string(), &stood, intent.time)?;
+    }
     for (path, stood) in intent.before {
         connection
             .prepare_cached("INSERT OR REPLACE INTO place (step, path, before) VALUES (?1, ?2, ?3)")?
             .execute(params![step, path.to_string(), stood.to_string()])?;
-        match cause {
-            Cause::NewRevision | Cause::Operator => {
-                connection
-                    .prepare_cached("INSERT OR IGNORE INTO origin (path, stood, time) VALUES (?1, ?2, ?3)")?
-                    .execute(params![path.to_string(), stood.to_string(), micros(intent.time)])?;
-            }
-            Cause::Drift => {}
-        }
+        insert_origin(connection, cause, &path.to_string(), stood, intent.time)?;
     }
     Ok(())
+}
+
+fn insert_origin(
+    connection: &Connection,
+    cause: Cause,
+    name: &str,
+    stood: &Stood,
+    time: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    match cause {
+        Cause::NewRevision | Cause::Operator => connection
+            .prepare_cached("INSERT OR IGNORE INTO origin (name, stood, time) VALUES (?1, ?2, ?3)")?
+            .execute(params![name, stood.to_string(), micros(time)])
+            .map(drop),
+        Cause::Drift => Ok(()),
+    }
 }
 
 /// Writes down both sides of a step that is done.
@@ -115,23 +129,24 @@ impl Record {
             .collect())
     }
 
-    /// What stood at a path before a policy was first carried out there; `None` when that is not known.
-    pub fn origin(&self, path: &AbsPath) -> Result<Option<Stood>, RecordError> {
+    /// What stood at a path before a policy was first carried out there; of an account or package, by its id, nothing or
+    /// something. `None` when that is not known.
+    pub fn origin(&self, name: &str) -> Result<Option<Stood>, RecordError> {
         if !self.has_table("origin")? {
             return Ok(None);
         }
         let stood: Option<String> = self
             .connection
-            .prepare_cached("SELECT stood FROM origin WHERE path = ?1")
-            .and_then(|mut statement| statement.query_row([path.to_string()], |row| row.get(0)).optional())
+            .prepare_cached("SELECT stood FROM origin WHERE name = ?1")
+            .and_then(|mut statement| statement.query_row([name], |row| row.get(0)).optional())
             .map_err(database("read what stood at a path first"))?;
         Ok(stood.and_then(|stood| stood.parse().ok()))
     }
 
     /// Forgets what stood at a path first: it stands there again, or no longer matters.
-    pub fn forget_origin(&mut self, path: &AbsPath) -> Result<(), RecordError> {
+    pub fn forget_origin(&mut self, name: &str) -> Result<(), RecordError> {
         self.connection
-            .execute("DELETE FROM origin WHERE path = ?1", [path.to_string()])
+            .execute("DELETE FROM origin WHERE name = ?1", [name])
             .map(drop)
             .map_err(database("forget what stood at a path first"))
     }

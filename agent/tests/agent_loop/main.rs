@@ -6,6 +6,7 @@ mod damage;
 mod fights;
 mod metrics;
 mod operator;
+mod orphans;
 mod policies;
 mod support;
 mod who;

@@ -89,6 +89,11 @@ pub fn render(facts: &Facts<'_>) -> String {
         "Whether there is too much drift to follow change by change.",
         u8::from(status.storm_since.is_some()),
     );
+    text.gauge(
+        "rekindle_orphans",
+        "Resources that an earlier revision declared and the one in force does not.",
+        status.n_orphans,
+    );
     text.gauge("rekindle_pauses", "Pauses in force.", status.pauses.len());
     if let Some(until) = status.pauses.iter().map(|pause| pause.until).max() {
         text.time("rekindle_pause_end_timestamp_seconds", "When the last of the pauses in force ends.", until);

@@ -8,6 +8,7 @@ use minijinja::value::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::policy::Orphans;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
@@ -48,6 +49,7 @@ pub(super) struct Declaration<'v> {
 #[derive(Debug)]
 pub(super) struct Loaded<'v> {
     pub(super) policy_name: String,
+    pub(super) orphans: Orphans,
     /// What exists on this host, in the order of the policy.
     pub(super) active: Vec<Declaration<'v>>,
     /// What does not, because a condition is false.
@@ -310,6 +312,7 @@ pub(super) fn declarations<'v>(
 ) -> Loaded<'v> {
     let mut loaded = Loaded {
         policy_name: "policy".to_owned(),
+        orphans: Orphans::Report,
         active: Vec::new(),
         inactive: HashMap::new(),
         damaged: documents.is_empty() || documents.iter().any(|document| document.damaged),
@@ -450,6 +453,9 @@ fn read_policy(fields: &Fields<'_>, loaded: &mut Loaded<'_>, out: &mut Diagnosti
         } else {
             name.text.clone_into(&mut loaded.policy_name);
         }
+    }
+    if fields.text("orphans").is_some_and(|word| word.text == "remove") {
+        loaded.orphans = Orphans::Remove;
     }
     let Some(requires) = fields.text("requires") else { return };
     let version = env!("CARGO_PKG_VERSION");

@@ -95,6 +95,6 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
             source: declaration.name.location(),
         });
     }
-    let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted);
+    let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted).with_orphans(loaded.orphans);
     Ok(Compiled { state, warnings: out.into_vec() })
 }
