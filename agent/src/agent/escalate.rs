@@ -87,7 +87,7 @@ fn sentence(ext4: &Ext4) -> String {
 fn is_own(resource: &ResourceId, exe: Option<&Path>) -> bool {
     let name: &str = &resource.name;
     match resource.kind {
-        Kind::File | Kind::Directory | Kind::Symlink => {
+        Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => {
             let path = Path::new(name);
             let is_of_unit = |part: &str| OWN_UNITS.iter().any(|unit| part.starts_with(&format!("{unit}.service")));
             exe == Some(path)

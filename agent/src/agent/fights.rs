@@ -163,6 +163,7 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::User(_)
         | Desired::Group(_)
         | Desired::Package(_)
-        | Desired::Service(_) => None,
+        | Desired::Service(_)
+        | Desired::Setting(_) => None,
     }
 }

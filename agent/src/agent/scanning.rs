@@ -50,7 +50,8 @@ impl Worker {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_) => Names::default(),
+            | Desired::Service(_)
+            | Desired::Setting(_) => Names::default(),
         }
     }
 }
@@ -63,6 +64,7 @@ fn entry(resource: &Resource, names: Names) -> Option<Entry> {
         | Desired::User(_)
         | Desired::Group(_)
         | Desired::Package(_)
-        | Desired::Service(_) => None,
+        | Desired::Service(_)
+        | Desired::Setting(_) => None,
     }
 }

@@ -235,7 +235,8 @@ impl<'a> Run<'a, '_> {
                     | Desired::Symlink(_)
                     | Desired::User(_)
                     | Desired::Group(_)
-                    | Desired::Service(_) => self.step(resource, &sighting, drift),
+                    | Desired::Service(_)
+                    | Desired::Setting(_) => self.step(resource, &sighting, drift),
                 },
             },
         }
@@ -432,7 +433,8 @@ impl<'a> Run<'a, '_> {
             | Desired::Symlink(_)
             | Desired::User(_)
             | Desired::Group(_)
-            | Desired::Service(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+            | Desired::Service(_)
+            | Desired::Setting(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
     }
@@ -476,7 +478,7 @@ fn blocks(outcome: &Outcome) -> bool {
 /// the very same inode with the very same change time says that nothing was done.
 fn took_effect(before: &Sighting, after: &Sighting) -> bool {
     match &after.observed {
-        Observed::File(seen) | Observed::Directory(seen) | Observed::Symlink(seen) => {
+        Observed::File(seen) | Observed::Directory(seen) | Observed::Symlink(seen) | Observed::Setting(seen) => {
             !matches!(seen, Observation::Present(_)) || before.observed != after.observed
         }
         Observed::User(_) | Observed::Group(_) => before.observed != after.observed,

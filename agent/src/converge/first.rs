@@ -10,7 +10,7 @@ use crate::resource::{Kind, Resource, ResourceId, Snapshot, Verdict};
 /// Whether a kind owns a path and nothing else: putting one right runs no program and waits for nobody.
 pub fn is_path(kind: Kind) -> bool {
     match kind {
-        Kind::File | Kind::Directory | Kind::Symlink => true,
+        Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => true,
         Kind::User | Kind::Group | Kind::Package | Kind::Service => false,
     }
 }
@@ -51,6 +51,6 @@ mod tests {
     #[test]
     fn a_path_is_what_no_program_is_run_for() {
         let paths: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| is_path(*kind)).collect();
-        assert_eq!(paths, [Kind::File, Kind::Directory, Kind::Symlink]);
+        assert_eq!(paths, [Kind::File, Kind::Directory, Kind::Symlink, Kind::Setting]);
     }
 }

@@ -7,6 +7,7 @@ mod labels;
 mod laws;
 mod paths;
 mod runs;
+mod settings;
 mod users;
 mod verified;
 mod who;

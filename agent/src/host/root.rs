@@ -50,6 +50,15 @@ pub struct Root {
     labels: Option<Labels>,
 }
 
+/// What a replacement takes over from the file that it replaces, besides its label and `user.*` attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: the mode is declared.
+    Nothing,
+    /// An access control list: nobody declared who may do what, so it stays as it is.
+    AccessList,
+}
+
 /// How a file was put where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
@@ -196,11 +205,22 @@ impl Root {
     ///
     /// A regular file that something is mounted on cannot be replaced: it is written in place instead, which is not atomic.
     pub fn replace_file(&self, path: &AbsPath, content: &[u8], permissions: Permissions) -> io::Result<Put> {
+        self.replace_file_keeping(path, content, permissions, Keep::Nothing)
+    }
+
+    /// As [`Root::replace_file`], with what else is kept.
+    pub fn replace_file_keeping(
+        &self,
+        path: &AbsPath,
+        content: &[u8],
+        permissions: Permissions,
+        keep: Keep,
+    ) -> io::Result<Put> {
         let (dir, name) = self.writable_place(path)?;
         let old = match stat_at(&dir, &name)? {
             Some(Metadata { file_type: FileType::Directory, .. }) => return Err(Errno::ISDIR.into()),
             Some(Metadata { file_type: FileType::File, is_mount: true, .. }) => {
-                let written = self.write_in_place(&dir, &name, content, permissions);
+                let written = self.write_in_place(&dir, &name, content, permissions, keep);
                 return written.map_err(|error| explain(&dir, Some(&name), path, error));
             }
             Some(Metadata { file_type: FileType::File, .. }) => open_regular(&dir, &name)?,
@@ -209,7 +229,7 @@ impl Root {
         let (temporary, mut file) = Temporary::file(&dir).map_err(|error| explain(&dir, None, path, error))?;
         // Before there is anything to protect, and so before it is visible.
         let label = self.label_of_new(&dir, &name, FileType::File, old.as_ref())?;
-        succeed(old.as_ref(), &file, label.as_deref())?;
+        succeed(old.as_ref(), &file, label.as_deref(), keep)?;
         file.write_all(content)?;
         change_owner(&file, permissions)?;
         // After the owner, because a change of owner strips the set-user-id bit.
@@ -220,7 +240,7 @@ impl Root {
             // Mounted there meanwhile, or the kernel does not tell of mounts.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && old.is_some() => {
                 return self
-                    .write_in_place(&dir, &name, content, permissions)
+                    .write_in_place(&dir, &name, content, permissions, keep)
                     .map_err(|error| explain(&dir, Some(&name), path, error));
             }
             Err(error) => return Err(explain(&dir, Some(&name), path, error)),
@@ -231,7 +251,14 @@ impl Root {
 
     /// Writes a file that cannot be replaced. A reader, and whoever comes after a power cut, may see both contents mixed; the
     /// length is right last, so that what was there is not cut off before what should be there is.
-    fn write_in_place(&self, dir: &OwnedFd, name: &OsStr, content: &[u8], permissions: Permissions) -> io::Result<Put> {
+    fn write_in_place(
+        &self,
+        dir: &OwnedFd,
+        name: &OsStr,
+        content: &[u8],
+        permissions: Permissions,
+        keep: Keep,
+    ) -> io::Result<Put> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(dir, name, flags, rustix::fs::Mode::empty())?);
         let metadata = self.inspect_open(dir, name, &file)?;
@@ -245,7 +272,10 @@ impl Root {
         if let Some(label) = &metadata.extras.label {
             inode.set_label(&label.wanted)?;
         }
-        inode.remove_extras()?;
+        match keep {
+            Keep::Nothing => inode.remove_extras()?,
+            Keep::AccessList => {}
+        }
         file.write_all_at(content, 0)?;
         file.set_len(u64::try_from(content.len()).map_err(io::Error::other)?)?;
         // Both the list's removal and the writing may have changed it.

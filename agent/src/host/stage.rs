@@ -21,8 +21,8 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode as KernelMode, OFlags, RenameFlags, Res
 use rustix::io::Errno;
 
 use super::root::{
-    FileType, Metadata, Permissions, Root, hand_on, is_labelled_like, metadata_at, metadata_of_open, mount_of, stat_at,
-    stat_of, succeed, sync_directory,
+    FileType, Keep, Metadata, Permissions, Root, hand_on, is_labelled_like, metadata_at, metadata_of_open, mount_of,
+    stat_at, stat_of, succeed, sync_directory,
 };
 use crate::resource::Content;
 
@@ -201,7 +201,7 @@ impl Entered<'_> {
         let file = rustix::fs::openat(self.dir(), unfinished(copy.name), flags, KernelMode::from_raw_mode(0o600))?;
         let mut file = File::from(file);
         // A copy has what is declared and nothing that the stage's own directory would hand down.
-        succeed(None, &file, copy.label)?;
+        succeed(None, &file, copy.label, Keep::Nothing)?;
         file.write_all(&copy.content.bytes()?)?;
         let made = stat_of(&file)?;
         let wanted = copy.permissions;

@@ -31,6 +31,10 @@ pub(super) enum Shape {
     Word(&'static [&'static str]),
     /// A table with these keys.
     Table(&'static [Attribute]),
+    /// Values by key, or by section and key; [`super::compile`] looks at them more closely.
+    Values,
+    /// Names, or names by section; [`super::compile`] looks at them more closely.
+    Names,
     /// Files to include; [`read_include`] looks at it more closely.
     Includes,
 }
@@ -47,6 +51,8 @@ impl Shape {
             Self::Table(attributes) => {
                 format!("a table with {}", quoted(attributes.iter().map(|attribute| attribute.name)))
             }
+            Self::Values => "a table of values".to_owned(),
+            Self::Names => "an array of strings, or a table of such arrays by section".to_owned(),
             Self::Includes => INCLUDES.to_owned(),
         }
     }
@@ -60,6 +66,16 @@ impl Shape {
             Self::Texts => json!({ "type": "array", "items": Self::Text.to_json() }),
             Self::Word(words) => json!({ "enum": words }),
             Self::Table(attributes) => table_to_json(attributes.iter()),
+            Self::Values => {
+                let scalar = json!({ "type": ["string", "integer", "boolean"] });
+                let value = json!({ "anyOf": [scalar.clone(), { "type": "array", "items": scalar }] });
+                let section = json!({ "type": "object", "additionalProperties": value.clone() });
+                json!({ "type": "object", "additionalProperties": { "anyOf": [value, section] } })
+            }
+            Self::Names => {
+                let names = Self::Texts.to_json();
+                json!({ "anyOf": [names.clone(), { "type": "object", "additionalProperties": names }] })
+            }
             Self::Includes => {
                 let mut include = table_to_json(INCLUDE.iter());
                 if let Some(include) = include.as_object_mut() {
@@ -94,7 +110,7 @@ const FILE_GROUP: Attribute = attribute("group", Shape::Account, "Group, by name
 const SYSTEM: Attribute =
     attribute("system", Shape::Bool, "Says that an account of the system itself, below the ids of people, is meant.");
 
-/// Keys that every resource has. `file` and `directory` have an `owner` of their own, which hides the one here.
+/// Keys that every resource has. `file`, `directory` and `setting` have an `owner` of their own, which hides the one here.
 const COMMON: &[Attribute] = &[
     attribute(
         "when",
@@ -174,9 +190,37 @@ const INCLUDE: &[Attribute] = &[
     attribute("when", Shape::Text, "Expression; the file counts only where it is true."),
 ];
 
+const SETTING: &[Attribute] = &[
+    attribute("path", Shape::Text, "The file, where the name of the resource is not its path."),
+    attribute(
+        "format",
+        Shape::Word(&["space", "ssh", "equals", "ini", "line", "block"]),
+        "How the file is written: `space` KEY value; `ssh` sshd_config; `equals` KEY=value; `ini` with sections; `line` whole lines; `block` lines between two marks.",
+    ),
+    attribute(
+        "values",
+        Shape::Values,
+        "What keys are to be: a text, a number, or several of them for a key that stands several times. With `ini`, keys by section.",
+    ),
+    attribute(
+        "absent",
+        Shape::Names,
+        "Keys, or with `line` lines, that must not be there. With `ini`, keys by section.",
+    ),
+    attribute(
+        "lines",
+        Shape::Texts,
+        "With `line`: lines that must be there. With `block`: all lines of the block; none removes it.",
+    ),
+    attribute("comment", Shape::Text, "With `block`: what a comment of the file begins with. Default `#`."),
+    attribute("create", Shape::Bool, "Whether a missing file is made. Default false: it is an error."),
+    attribute("owner", Shape::Account, "Owner, by name or id. Default as it is."),
+    attribute("group", Shape::Account, "Group, by name or id. Default as it is."),
+    attribute("mode", Shape::Text, "Permission bits: four octal digits, such as \"0644\". Default as they are."),
+];
+
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] =
-    &["repository", "sysctl", "setting", "kernel_module", "mount", "command", "sweep", "check"];
+const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount", "command", "sweep", "check"];
 /// Attributes of the language that this version does not have.
 const LATER_ATTRIBUTES: &[&str] = &["validate", "secret", "purge", "keep", "hold", "verify", "waiver"];
 
@@ -189,6 +233,10 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
         Kind::Group => (GROUP, "Local groups, by name."),
         Kind::Package => (PACKAGE, "Packages of the host's package manager, by name."),
         Kind::Service => (SERVICE, "Systemd units, by name; `.service` may be left out."),
+        Kind::Setting => (
+            SETTING,
+            "Keys or lines inside a file that something else owns, by absolute path or by any name with a `path`.",
+        ),
     }
 }
 
@@ -224,7 +272,7 @@ pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
         Shape::Id => Some(Simple::Number),
         Shape::Account => Some(Simple::Account),
         Shape::Bool => Some(Simple::Bool),
-        Shape::Texts | Shape::Table(_) | Shape::Includes => None,
+        Shape::Texts | Shape::Table(_) | Shape::Values | Shape::Names | Shape::Includes => None,
     }
 }
 
@@ -476,6 +524,8 @@ fn has_shape(
         Shape::Text => inner.is_str(),
         Shape::Bool => inner.is_bool(),
         Shape::Includes => true,
+        Shape::Values => inner.is_table(),
+        Shape::Names => inner.is_array() || inner.is_table(),
         Shape::Id => as_id(inner).is_some(),
         Shape::Account => inner.is_str() || as_id(inner).is_some(),
         Shape::Texts => match inner.as_array() {

@@ -31,6 +31,16 @@ pub enum ApplyError {
         /// The directory.
         path: AbsPath,
     },
+    /// A file in which something was to be edited.
+    #[error("cannot edit `{path}`: {why} (hint: {hint})")]
+    NotEditable {
+        /// The file.
+        path: AbsPath,
+        /// What is wrong with it.
+        why: String,
+        /// What a person can do about it.
+        hint: &'static str,
+    },
     /// An owner or group that the host does not have.
     #[error("cannot set the owner of `{path}`: the host has no {what} named `{name}` (hint: declare {what}[{name}])")]
     NoSuchPrincipal {
@@ -111,6 +121,7 @@ impl ApplyError {
         match self {
             Self::Path { operation, source, .. } => format!("{operation}: {}", io_class(source)),
             Self::NotEmpty { .. } => "remove: directory not empty".to_owned(),
+            Self::NotEditable { hint, .. } => format!("edit: {hint}"),
             Self::NoSuchPrincipal { what, .. } => format!("chown: no such {what}"),
             Self::UnsafeHome { .. } => "write: unsafe home directory".to_owned(),
             Self::Protected { operation, .. } => format!("{operation}: protected"),

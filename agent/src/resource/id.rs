@@ -21,12 +21,27 @@ pub enum Kind {
     Package,
     /// A systemd unit.
     Service,
+    /// Keys or lines inside a file.
+    Setting,
 }
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 7] =
-        [Self::File, Self::Directory, Self::Symlink, Self::User, Self::Group, Self::Package, Self::Service];
+    pub const ALL: [Self; 8] = [
+        Self::File,
+        Self::Directory,
+        Self::Symlink,
+        Self::User,
+        Self::Group,
+        Self::Package,
+        Self::Service,
+        Self::Setting,
+    ];
+
+    /// The words for all of them, for people.
+    pub fn words() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
 
     /// The word used in policies and output.
     pub fn as_str(self) -> &'static str {
@@ -38,6 +53,7 @@ impl Kind {
             Self::Group => "group",
             Self::Package => "package",
             Self::Service => "service",
+            Self::Setting => "setting",
         }
     }
 }
@@ -75,7 +91,8 @@ impl fmt::Display for ResourceId {
 /// A text that is not `kind[name]`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is not a resource: expected `kind[name]`, such as `file[/etc/motd]`, with kind one of file, directory, symlink, user, group, package, service"
+    "`{text}` is not a resource: expected `kind[name]`, such as `file[/etc/motd]`, with kind one of {}",
+    Kind::words()
 )]
 pub struct InvalidResourceId {
     text: String,

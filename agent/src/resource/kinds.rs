@@ -5,7 +5,7 @@
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, directory, file,
-    group, package, service, symlink, user,
+    group, package, service, setting, symlink, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -32,6 +32,7 @@ pub enum Observed {
     Group(Observation<group::Observed>),
     Package(Observation<package::Observed>),
     Service(Observation<service::Observed>),
+    Setting(Observation<place::Observed>),
 }
 
 /// Reads what there is to know about one resource. Changes nothing.
@@ -74,6 +75,12 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
             sighting.observed = Observed::Package(package::observe(host, snapshot, package));
         }
         Desired::Service(service) => sighting.observed = Observed::Service(service::observe(host, service)),
+        Desired::Setting(setting) => {
+            let mut seen = setting::observe(root, setting);
+            add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &setting.spec.ownership()));
+            add_parents(&mut seen, &mut sighting, root, &setting.path);
+            sighting.observed = Observed::Setting(seen);
+        }
     }
     sighting
 }
@@ -106,6 +113,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Group(d), Observed::Group(o)) => group::diff(d, o),
         (Desired::Package(d), Observed::Package(o)) => package::diff(d, o),
         (Desired::Service(d), Observed::Service(o)) => service::diff(d, o),
+        (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -113,7 +121,8 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_),
+            | Desired::Service(_)
+            | Desired::Setting(_),
             _,
         ) => Verdict::Indeterminate("observed as another kind".to_owned()),
     }
@@ -135,6 +144,7 @@ pub fn apply(
         (Desired::Group(d), Observed::Group(o)) => group::apply(host, snapshot, d, o),
         (Desired::Package(d), Observed::Package(o)) => package::apply(host, snapshot, d, o),
         (Desired::Service(d), Observed::Service(o)) => service::apply(host, d, o),
+        (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -142,7 +152,8 @@ pub fn apply(
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_),
+            | Desired::Service(_)
+            | Desired::Setting(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
     }
@@ -174,6 +185,13 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         }
         (Desired::Directory(d), Observed::Directory(Observation::Present(o))) => (&d.path, o, false),
         (Desired::Symlink(d), Observed::Symlink(Observation::Present(o))) => (&d.path, o, false),
+        (Desired::Setting(d), Observed::Setting(Observation::Present(o))) => {
+            // What cannot be edited is not touched.
+            return match &o.node {
+                Node::File(content) if setting::replacement(d, content).is_some() => Replaced::Content(content.clone()),
+                Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special => Replaced::Nothing,
+            };
+        }
         (Desired::User(_), Observed::User(observation)) => {
             return match observation.as_ref() {
                 Observation::Present(o) => {
@@ -225,6 +243,7 @@ impl Resource {
             Desired::Group(_) => watched.accounts = true,
             Desired::Package(_) => watched.packages = true,
             Desired::Service(d) => watched.unit = Some(d.unit.clone()),
+            Desired::Setting(d) => watched.paths.push(d.path.clone()),
         }
         watched
     }

@@ -12,6 +12,7 @@ pub mod group;
 pub mod package;
 pub mod place;
 pub mod service;
+pub mod setting;
 pub mod symlink;
 pub mod user;
 
@@ -58,6 +59,8 @@ pub enum Desired {
     Package(package::Desired),
     /// A systemd unit.
     Service(service::Desired),
+    /// Keys or lines inside a file.
+    Setting(setting::Desired),
 }
 
 /// What to do when a resource is found out of sync under an unchanged revision.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{AbsPath, Action, ApplyError, Change, Drift, Mode, Names, Observation, Principal, text};
-use crate::host::root::{Extras, FileType, Metadata, Permissions, Put, Root};
+use crate::host::root::{Extras, FileType, Keep, Metadata, Permissions, Put, Root};
 
 /// The longest content that is read from the host, and so the longest that is kept as a backup.
 pub const MAX_CONTENT: u64 = 16 * 1024 * 1024;
@@ -254,7 +254,21 @@ pub(super) fn put(
     operation: &'static str,
     metadata: Option<&Metadata>,
 ) -> Result<(), ApplyError> {
-    match root.replace_file(path, content, permissions).map_err(failure(operation, path, metadata))? {
+    put_keeping(root, path, content, permissions, Keep::Nothing, operation, metadata)
+}
+
+/// As [`put`], with what else is kept.
+pub(super) fn put_keeping(
+    root: &Root,
+    path: &AbsPath,
+    content: &[u8],
+    permissions: Permissions,
+    keep: Keep,
+    operation: &'static str,
+    metadata: Option<&Metadata>,
+) -> Result<(), ApplyError> {
+    let put = root.replace_file_keeping(path, content, permissions, keep);
+    match put.map_err(failure(operation, path, metadata))? {
         Put::Replaced => {}
         Put::InPlace => tracing::warn!(path = %path, "written in place, because something is mounted on it"),
     }

@@ -52,6 +52,12 @@ fn automatic_edges() {
         "[package]\ntelnetd = { state = 'absent' }\n[service.telnetd]\nstate = 'stopped'\n",
         &["service[telnetd]", "package[telnetd]"],
     );
+    // A setting as a file, by the path that it edits.
+    check_order(
+        "[setting.port]\npath = '/etc/nginx/a.conf'\nformat = 'equals'\nvalues = { A = 1 }\nowner = 'app'\n[package]\nnginx = {}\n\
+         [directory.'/etc/nginx']\n[user.app]\n",
+        &["package[nginx]", "directory[/etc/nginx]", "user[app]", "setting[port]"],
+    );
     // They yield to an explicit requirement.
     check_order(
         "[service.nginx]\nstate = 'running'\n[package.nginx]\nrequires = ['service[nginx]']\n",

@@ -68,7 +68,7 @@ fn syntax_keys_and_types() {
             ("[file.'/etc/motd'\ncontent = 'x'\n[user.x\n", &["syntax", "syntax"]),
             ("[file.'/etc/motd']\nconent = 'x'\nmode = 644\nownr = 'root'\n", &["unknown-key", "type", "unknown-key"]),
             ("[fiel.'/etc/motd']\ncontent = 'x'\n", &["unknown-kind"]),
-            ("[sysctl]\n'net.ipv4.ip_forward' = { value = 0 }\n", &["unknown-kind"]),
+            ("[repository.x]\n", &["unknown-kind"]),
             ("[zzz]\n", &["unknown-kind"]),
             ("[file.'/etc/motd']\ncontent = 'x'\nvalidate = ['true']\n", &["unknown-key"]),
             ("[service.ssh]\nstate = 'runing'\n", &["unknown-value"]),
@@ -319,4 +319,95 @@ fn secrets_stay_out_of_every_form_of_output() {
             }
         }
     }
+}
+
+#[test]
+fn settings() {
+    let ini = "[setting.'/etc/x.conf']\nformat = 'ini'\n";
+    let ssh = "[setting.'/etc/ssh/sshd_config']\nformat = 'ssh'\n";
+    check(
+        "settings",
+        Some(&host()),
+        &[
+            ("[setting.'/etc/login.defs']\nformat = 'space'\nvalues = { UMASK = '027', PASS_MAX_DAYS = 365 }\n", &[]),
+            (
+                &format!("{ini}values = {{ a = 1, s = {{ b = ['x', 'y'], c = true }} }}\nabsent = {{ s = ['d'] }}\n"),
+                &[],
+            ),
+            ("[setting.'/etc/x']\nvalues = { A = 1 }\n", &["missing-key"]),
+            ("[setting.'/etc/x']\nformat = 'toml'\nvalues = { A = 1 }\n", &["unknown-value"]),
+            ("[setting.'/etc/x']\nformat = 'space'\n", &["missing-key"]),
+            ("[setting.'/etc/x']\nformat = 'space'\nlines = ['a']\n", &["format"]),
+            ("[setting.'/etc/x']\nformat = 'line'\nvalues = { A = 1 }\ncomment = '#'\n", &["format", "format"]),
+            ("[setting.x]\nformat = 'line'\nlines = ['a']\n", &["missing-key"]),
+            ("[setting.x]\npath = 'etc'\nformat = 'line'\nlines = ['a']\n", &["path"]),
+            ("[setting.'/etc/x']\npath = '/etc/y'\nformat = 'line'\nlines = ['a']\n", &["contradiction"]),
+            ("[setting.'/etc/../x']\nformat = 'line'\nlines = ['a']\n", &["path"]),
+            ("[setting.'/etc/x']\nformat = 'line'\nlines = [\"a\\nb\", '']\nabsent = ['c']\n", &["value", "value"]),
+            ("[setting.'/etc/x']\nformat = 'line'\nlines = ['a']\nabsent = ['a']\n", &["contradiction"]),
+            ("[setting.x]\npath = '/etc/x'\nformat = 'block'\nlines = ['# END rekindle: x']\n", &["value"]),
+            (
+                "[setting.'/etc/x']\nformat = 'space'\nvalues = { 'A B' = 1, '#C' = 2, D = '', E = \"x\\ny\", F = 0o27, G = 1.5, H = [] }\n",
+                &["name", "name", "value", "value", "type", "type", "value"],
+            ),
+            ("[setting.'/etc/x']\nformat = 'equals'\nvalues = { A = 1 }\nabsent = ['A']\n", &["duplicate"]),
+            (
+                &format!(
+                    "{ssh}values = {{ PermitRootLogin = false, permitrootlogin = 'no', Match = 'all', A = {{ b = 1 }} }}\n"
+                ),
+                &["format"],
+            ),
+            (
+                &format!("{ssh}values = {{ PermitRootLogin = false, permitrootlogin = 'no', Match = 'all' }}\n"),
+                &["type", "duplicate", "value"],
+            ),
+            ("[setting.'/etc/x']\nformat = 'space'\nvalues = { A = 1 }\nowner = 'nobodyy'\n", &["account"]),
+            (
+                "[file.'/etc/x']\ncontent = ''\n[setting.y]\npath = '/etc/x'\nformat = 'line'\nlines = ['a']\n",
+                &["conflict"],
+            ),
+            (
+                "[symlink.'/etc/x']\ntarget = 'y'\n[setting.y]\npath = '/etc/x/z'\nformat = 'line'\nlines = ['a']\n",
+                &["path"],
+            ),
+            (
+                &format!(
+                    "{ssh}values = {{ Port = 22 }}\n[setting.b]\npath = '/etc/ssh/sshd_config'\nformat = 'ssh'\nvalues = {{ port = 23, X = 'y' }}\n"
+                ),
+                &["conflict"],
+            ),
+            (
+                &format!(
+                    "{ssh}values = {{ Port = 22 }}\n[setting.b]\npath = '/etc/ssh/sshd_config'\nformat = 'space'\nvalues = {{ X = 'y' }}\n"
+                ),
+                &["conflict"],
+            ),
+            (
+                &format!(
+                    "{ssh}values = {{ Port = 22 }}\n[setting.b]\npath = '/etc/ssh/sshd_config'\nformat = 'block'\nlines = ['port 22']\n"
+                ),
+                &["conflict"],
+            ),
+            (
+                &format!(
+                    "{ssh}values = {{ Port = 22 }}\nmode = '0600'\n[setting.b]\npath = '/etc/ssh/sshd_config'\nformat = 'line'\nlines = ['# x']\nmode = '0644'\n"
+                ),
+                &["conflict"],
+            ),
+            (
+                &format!(
+                    "{ssh}values = {{ Port = 22 }}\n[setting.b]\npath = '/etc/ssh/sshd_config'\nformat = 'block'\nlines = ['# x']\n"
+                ),
+                &[],
+            ),
+            (
+                "[setting.a]\npath = '/etc/x'\nformat = 'line'\nlines = ['l']\n[setting.b]\npath = '/etc/x'\nformat = 'line'\nabsent = ['l']\n",
+                &["conflict"],
+            ),
+            (
+                "[user.root]\nsystem = true\npassword = { locked = true }\n[setting.'/etc/ssh/sshd_config']\nformat = 'ssh'\nvalues = { AllowUsers = 'bob' }\n",
+                &["lock-out"],
+            ),
+        ],
+    );
 }

@@ -68,7 +68,8 @@ impl<'a> Run<'a, '_> {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_) => return None,
+            | Desired::Service(_)
+            | Desired::Setting(_) => return None,
         };
         let Ensure::Present(spec) = &file.ensure else { return None };
         // With the same view of the accounts as the rest of the run. Whoever cannot be told now is told of there.

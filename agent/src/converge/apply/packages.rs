@@ -154,7 +154,8 @@ impl Member<'_> {
                 | Desired::User(_)
                 | Desired::Group(_)
                 | Desired::Package(_)
-                | Desired::Service(_),
+                | Desired::Service(_)
+                | Desired::Setting(_),
                 _,
             ) => Ok(()),
         }

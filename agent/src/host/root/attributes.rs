@@ -19,6 +19,7 @@ use rustix::fs::{IFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use super::Keep;
 use super::metadata::Flags;
 
 const ACL: &str = "system.posix_acl_access";
@@ -196,14 +197,16 @@ impl Inode<'_> {
 
 /// Gives a new file its label and what it takes over from the one that it replaces, and takes from it what it inherited from
 /// its directory. Without a label of its own it takes over that too.
-pub(in crate::host) fn succeed(old: Option<&File>, new: &File, label: Option<&str>) -> io::Result<()> {
+pub(in crate::host) fn succeed(old: Option<&File>, new: &File, label: Option<&str>, keep: Keep) -> io::Result<()> {
     let inode = Inode::Open(new.as_fd());
     if let Some(label) = label {
         inode.set_label(label)?;
     }
     inode.remove(ACL)?;
     match old {
-        Some(old) => carry(old, new, |name| name.starts_with("user.") || label.is_none() && name == LABEL),
+        Some(old) => carry(old, new, |name| {
+            name.starts_with("user.") || label.is_none() && name == LABEL || keep == Keep::AccessList && name == ACL
+        }),
         None => Ok(()),
     }
 }

@@ -6,13 +6,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::load::{Declaration, Loaded};
-use super::lower::Lowered;
+use super::lower::{Lowered, setting};
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::facts::HostView;
 use crate::policy::schema::closest;
 use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file, service};
 
 mod lockout;
+mod settings;
 
 /// First uid and gid of people where the host does not say.
 const DEFAULT_MIN: u32 = 1000;
@@ -131,6 +132,8 @@ pub(super) struct Graph<'a, 'v> {
     paths: HashMap<&'a str, usize>,
     /// Packages by name without architecture.
     packages: HashMap<&'a str, usize>,
+    /// Settings by the file that they edit.
+    settings: HashMap<&'a str, Vec<usize>>,
     gids: HashMap<u32, usize>,
 }
 
@@ -143,6 +146,7 @@ impl<'a, 'v> Graph<'a, 'v> {
             index: HashMap::with_capacity(lowered.len()),
             paths: HashMap::new(),
             packages: HashMap::new(),
+            settings: HashMap::new(),
             gids: HashMap::new(),
         };
         for (i, declaration) in loaded.active.iter().enumerate() {
@@ -158,6 +162,11 @@ impl<'a, 'v> Graph<'a, 'v> {
                 Kind::Group => {
                     if let Some((gid, _)) = declaration.fields.id("gid") {
                         graph.gids.entry(gid).or_insert(i);
+                    }
+                }
+                Kind::Setting => {
+                    if let Some(path) = path_of(declaration) {
+                        graph.settings.entry(path).or_default().push(i);
                     }
                 }
                 Kind::User | Kind::Service => {}
@@ -214,6 +223,15 @@ impl<'a, 'v> Graph<'a, 'v> {
     }
 }
 
+/// The path that a declaration is about, if it is about one.
+pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
+    match declaration.id.kind {
+        Kind::File | Kind::Directory | Kind::Symlink => Some(&declaration.id.name),
+        Kind::Setting => setting::path_of(&declaration.id.name, declaration.fields.text("path").as_ref()),
+        Kind::User | Kind::Group | Kind::Package | Kind::Service => None,
+    }
+}
+
 /// The paths above one, the nearest first, `/` last.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let mut rest = path;
@@ -235,6 +253,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     duplicates(graph, out);
     numeric_ids(graph, out);
     paths(graph, out);
+    settings::check(graph, out);
     references(graph, out);
     accounts(graph, out);
     protected(graph, out);
@@ -245,14 +264,23 @@ fn duplicates(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     for (i, declaration) in graph.active() {
         let id = &declaration.id;
         let first = graph.find(id).filter(|first| *first != i);
-        let is_path = matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink);
-        let other = if is_path { graph.paths.get(&*id.name).copied().filter(|first| *first != i) } else { None };
+        let path = path_of(declaration);
+        let other = path.and_then(|path| graph.paths.get(path)).copied().filter(|first| *first != i);
         let diagnostic = if first.is_some() {
-            Diagnostic::error("duplicate", format!("`{id}` is declared twice"))
-                .hint("keep one of the two, or give them conditions (`when`) that exclude each other")
+            let hint = if id.kind == Kind::Setting {
+                "give one of the two another name, and the file as its `path`"
+            } else {
+                "keep one of the two, or give them conditions (`when`) that exclude each other"
+            };
+            Diagnostic::error("duplicate", format!("`{id}` is declared twice")).hint(hint)
         } else if other.is_some() {
-            Diagnostic::error("conflict", format!("two resources claim the path `{}`", id.name))
-                .hint("decide which kind it is, and remove the other")
+            let title = format!("two resources claim the path `{}`", path.unwrap_or_default());
+            let hint = if id.kind == Kind::Setting {
+                "edit a part of the file or declare all of it, not both"
+            } else {
+                "decide which kind it is, and remove the other"
+            };
+            Diagnostic::error("conflict", title).hint(hint)
         } else {
             continue;
         };
@@ -270,7 +298,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         let key = match declaration.id.kind {
             Kind::User => "uid",
             Kind::Group => "gid",
-            Kind::File | Kind::Directory | Kind::Symlink | Kind::Package | Kind::Service => continue,
+            Kind::File | Kind::Directory | Kind::Symlink | Kind::Package | Kind::Service | Kind::Setting => continue,
         };
         let Some((number, place)) = declaration.fields.id(key) else { continue };
         let is_root = &*declaration.id.name == "root";
@@ -305,17 +333,15 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
 fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     for (i, declaration) in graph.active() {
         let id = &declaration.id;
-        if !matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink) {
-            continue;
-        }
-        if &*id.name == "/" && (id.kind != Kind::Directory || graph.is_absent(i)) {
+        let Some(path) = path_of(declaration) else { continue };
+        if path == "/" && (id.kind != Kind::Directory || graph.is_absent(i)) {
             out.push(
                 Diagnostic::error("protected", "`/` is a directory and stays one").at(declaration.name.clone(), ""),
             );
             continue;
         }
         // One above is enough: whatever is wrong further up is reported for that one.
-        let Some(above) = graph.nearest_ancestor(&id.name) else { continue };
+        let Some(above) = graph.nearest_ancestor(path) else { continue };
         let Some(other) = graph.declaration(above) else { continue };
         let is_gone = graph.is_absent(above);
         let (what, hint) = match other.id.kind {
@@ -328,9 +354,14 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             Kind::File | Kind::Directory | Kind::Symlink if is_gone && !graph.is_absent(i) => {
                 ("is to be absent", "remove one of the two")
             }
-            Kind::File | Kind::Directory | Kind::Symlink | Kind::User | Kind::Group | Kind::Package | Kind::Service => {
-                continue;
-            }
+            Kind::File
+            | Kind::Directory
+            | Kind::Symlink
+            | Kind::User
+            | Kind::Group
+            | Kind::Package
+            | Kind::Service
+            | Kind::Setting => continue,
         };
         out.push(
             Diagnostic::error("path", format!("`{id}` lies below `{}`, which {what}", other.id.name))
@@ -406,6 +437,9 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                     let groups = spec.groups.iter();
                     named.extend(groups.map(|g| Named { kind: Kind::Group, name: g.as_str(), attribute: "groups" }));
                 }
+            }
+            Desired::Setting(setting) => {
+                named.extend(owners(setting.spec.owner.as_ref(), setting.spec.group.as_ref()));
             }
             Desired::File(_)
             | Desired::Directory(_)
@@ -499,7 +533,7 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             Kind::Group => protected_account(graph, i, declaration, "gid", out),
             Kind::Package if graph.is_absent(i) => protected_package(graph, declaration, out),
             Kind::Service => protected_service(graph, i, declaration, out),
-            Kind::Package | Kind::File | Kind::Directory | Kind::Symlink => {}
+            Kind::Package | Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => {}
         }
     }
 }

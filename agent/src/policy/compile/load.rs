@@ -12,7 +12,7 @@ use crate::policy::Orphans;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
-use crate::resource::{AbsPath, GroupName, Kind, PackageName, ResourceId, UnitName, UserName};
+use crate::resource::{AbsPath, GroupName, InvalidName, Kind, PackageName, ResourceId, UnitName, UserName};
 
 /// The file that a policy begins with.
 const ROOT: &str = "policy.toml";
@@ -482,15 +482,19 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
         Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
         Kind::Package => PackageName::new(name).map(|name| name.as_str().into()),
         Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit).into()),
+        Kind::Setting if name.starts_with('/') => AbsPath::new(name).map(|path| path.shared()),
+        Kind::Setting => label(name).map(Arc::from),
     };
     match checked {
         Ok(name) => Some(ResourceId::new(kind, name)),
         Err(error) => {
-            let what = if matches!(kind, Kind::File | Kind::Directory | Kind::Symlink) { "path" } else { "name" };
+            let is_path = matches!(kind, Kind::File | Kind::Directory | Kind::Symlink) || name.starts_with('/');
+            let what = if is_path { "path" } else { "name" };
             let expected = match kind {
                 Kind::File | Kind::Directory | Kind::Symlink => {
                     "an absolute path without `.`, `..` or a trailing slash"
                 }
+                Kind::Setting => "the path of a file, or any name with a `path`",
                 Kind::User | Kind::Group => "a name of lower-case letters, digits, `_`, `-` and `.`",
                 Kind::Package => "the name of a package",
                 Kind::Service => "the name of a systemd unit",
@@ -499,6 +503,18 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
             None
         }
     }
+}
+
+/// A name that only people read.
+fn label(name: &str) -> Result<&str, InvalidName> {
+    let invalid = |why| InvalidName { what: "name", text: name.to_owned(), why };
+    if name.is_empty() || name.len() > 255 {
+        return Err(invalid("it is empty or longer than 255 bytes"));
+    }
+    if name.chars().any(char::is_control) || name.trim() != name {
+        return Err(invalid("it has control characters, or blanks at its ends"));
+    }
+    Ok(name)
 }
 
 /// A service's name as resources spell it: without `.service`.

@@ -1,5 +1,7 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
+pub(super) mod setting;
+
 use std::collections::{BTreeMap, HashSet};
 
 use base64::Engine as _;
@@ -50,8 +52,10 @@ pub(super) fn lower<'v>(
         Kind::Group => reader.group(is_absent),
         Kind::Package => reader.package(is_absent),
         Kind::Service => reader.service(),
+        Kind::Setting => reader.setting(),
     }?;
-    let owner = if matches!(id.kind, Kind::File | Kind::Directory) { None } else { fields.text("owner") };
+    let owner =
+        if matches!(id.kind, Kind::File | Kind::Directory | Kind::Setting) { None } else { fields.text("owner") };
     let on_drift = match fields.text("on_drift").map(|word| word.text) {
         Some("report") => OnDrift::Report,
         Some("reimage") => OnDrift::Reimage,
@@ -116,7 +120,7 @@ impl<'a, 'v> Reader<'a, 'v> {
                     "reference",
                     format!("`{}` is not a resource", text.text),
                     &text.place,
-                    "`kind[name]`, with kind one of file, directory, symlink, user, group, package, service",
+                    &format!("`kind[name]`, with kind one of {}", Kind::words()),
                 ),
             }
         }

@@ -9,7 +9,7 @@
 //!   count on this host are still checked for syntax, keys and types.
 //! - `[policy]` and `[vars]` stand in policy.toml alone. A table in `[vars]` holds the overrides of the role of that name; with
 //!   several roles the later one in the host's list wins.
-//! - In `file` and `directory`, `owner` is the owner on disk; elsewhere it says who answers for the resource.
+//! - In `file`, `directory` and `setting`, `owner` is the owner on disk; elsewhere it says who answers for the resource.
 //! - A resource whose `when` is false does not exist here, and a reference to it is an error.
 //!
 //! # Automatic edges

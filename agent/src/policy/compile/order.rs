@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::check::Graph;
+use super::check::{Graph, path_of};
 use super::load::service_name;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::resource::place::Ownership;
@@ -108,6 +108,7 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
             path(graph, i, owners, builder);
         }
         Desired::Symlink(_) => path(graph, i, None, builder),
+        Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
         Desired::User(user) => {
             if let Ensure::Present(spec) = &user.ensure {
                 user_groups(graph, i, user.name.as_str(), spec, builder);
@@ -152,7 +153,8 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
             | Desired::Symlink(_)
             | Desired::User(_)
             | Desired::Group(_)
-            | Desired::Package(_),
+            | Desired::Package(_)
+            | Desired::Setting(_),
         )
         | None => false,
     }
@@ -160,7 +162,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
 
 fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<&Ownership>, builder: &mut Builder) {
     let Some(declaration) = graph.declaration(i) else { return };
-    let name = &*declaration.id.name;
+    let Some(name) = path_of(declaration) else { return };
     if let Some(parent) = graph.nearest_ancestor(name) {
         let is_directory = graph.declaration(parent).is_some_and(|parent| parent.id.kind == Kind::Directory);
         if is_directory && graph.is_absent(parent) {

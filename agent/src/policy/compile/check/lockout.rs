@@ -6,7 +6,7 @@
 
 use super::Graph;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
-use crate::resource::{Desired, Ensure, file, user};
+use crate::resource::{Desired, Ensure, user};
 
 const SUDOERS: &str = "/etc/sudoers";
 const SUDOERS_DIRECTORY: &str = "/etc/sudoers.d/";
@@ -24,7 +24,25 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             return;
         };
         match &lowered.desired {
-            Desired::File(file) => ways.file(file, &declaration.name),
+            Desired::File(file) => {
+                let text = match &file.ensure {
+                    // While a policy is compiled all of it is in memory.
+                    Ensure::Present(spec) => spec
+                        .content
+                        .bytes()
+                        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                        .unwrap_or_default(),
+                    Ensure::Absent => String::new(),
+                };
+                ways.file(&file.path.to_string(), text, &declaration.name);
+            }
+            // Of a file that stays otherwise as it is, only what is added counts.
+            Desired::Setting(setting) => {
+                if let Ok(edited) = setting.spec.edits.edit(&[]) {
+                    let text = String::from_utf8_lossy(&edited.content).into_owned();
+                    ways.part(&setting.path.to_string(), text, &declaration.name);
+                }
+            }
             Desired::User(user) => accounts.push((user, &declaration.name)),
             Desired::Directory(_)
             | Desired::Symlink(_)
@@ -75,32 +93,29 @@ struct Ways {
 }
 
 impl Ways {
-    fn file(&mut self, file: &file::Desired, place: &Place) {
-        let path = file.path.to_string();
+    fn file(&mut self, path: &str, text: String, place: &Place) {
         let is_sudoers = path == SUDOERS || path.starts_with(SUDOERS_DIRECTORY);
         let is_sshd = path == SSHD || path.starts_with(SSHD_DIRECTORY);
         if !is_sudoers && !is_sshd {
             return;
         }
         self.touched.get_or_insert_with(|| place.clone());
-        let text = match &file.ensure {
-            // While a policy is compiled all of it is in memory.
-            Ensure::Present(spec) => {
-                spec.content.bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-            }
-            Ensure::Absent => String::new(),
-        };
         if path == SUDOERS {
             self.taken.get_or_insert_with(|| (place.clone(), "this replaces all of sudoers"));
         }
+        self.part(path, text, place);
+    }
+
+    /// What is said in a file, whatever else is in it.
+    fn part(&mut self, path: &str, text: String, place: &Place) {
         let admits = |line: &str| {
             let word = line.split_whitespace().next().unwrap_or_default();
             word.eq_ignore_ascii_case("AllowUsers") || word.eq_ignore_ascii_case("AllowGroups")
         };
-        if is_sshd && text.lines().any(admits) {
+        if (path == SSHD || path.starts_with(SSHD_DIRECTORY)) && text.lines().any(admits) {
             self.taken.get_or_insert_with(|| (place.clone(), "this says whom sshd admits"));
         }
-        if is_sudoers {
+        if path == SUDOERS || path.starts_with(SUDOERS_DIRECTORY) {
             self.sudoers.push(text);
         }
     }
