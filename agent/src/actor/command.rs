@@ -136,6 +136,18 @@ pub fn line_of_text(text: &str) -> Option<String> {
     if words.is_empty() { None } else { Some(escaped(&mask(&words).join(" "), MAX_LENGTH)) }
 }
 
+/// What a program said, one line of it, with what looks like a secret replaced.
+pub fn masked_text(line: &str) -> String {
+    let mut masked: Vec<String> = Vec::new();
+    let mut next_is_secret = false;
+    for word in line.split_whitespace() {
+        let (shown, after) = mask_word(word, "");
+        masked.push(if next_is_secret { MASK.to_owned() } else { shown });
+        next_is_secret = after == After::Secret;
+    }
+    masked.join(" ")
+}
+
 /// Bounds a text to `max` characters and makes it fit for one line of a terminal. What is cut off is marked.
 pub fn escaped(text: &str, max: usize) -> String {
     let mut line = String::new();

@@ -110,11 +110,8 @@ impl Worker {
         let command = self.settings.reimage.as_ref().map(|r| r.local_command.clone()).unwrap_or_default();
         let Some((program, args)) = command.split_first() else { return };
         let outcome = exec::run(&exec::Command {
-            program: program.into(),
-            args: args.iter().map(Into::into).collect(),
-            env: vec![("REKINDLE_REQUEST".into(), request.id.clone().into())],
-            stdin: Vec::new(),
             deadline: Duration::from_secs(600),
+            ..exec::Command::new(program).args(args).env("REKINDLE_REQUEST", &request.id)
         });
         match outcome {
             Ok(output) if output.code == Some(0) => {}
@@ -170,14 +167,8 @@ fn hooks(directories: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
 }
 
 fn run_hook(hook: &Path, request: &str, deadline: Duration) -> Result<(), String> {
-    let output = exec::run(&exec::Command {
-        program: hook.as_os_str().to_owned(),
-        args: Vec::new(),
-        env: vec![("REKINDLE_REQUEST".into(), request.into())],
-        stdin: Vec::new(),
-        deadline,
-    })
-    .map_err(|e| chain(&e))?;
+    let output = exec::run(&exec::Command { deadline, ..exec::Command::new(hook).env("REKINDLE_REQUEST", request) })
+        .map_err(|e| chain(&e))?;
     if output.code == Some(0) {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use super::alerts::MAX_LISTED;
 use super::revisions::InForce;
 use super::worker::Worker;
 use crate::config::Mode;
-use crate::converge::{Outcome, RunReport};
+use crate::converge::{Outcome, RunReport, Validated};
 use crate::guard::{Arming, Declared, Permit, Repaired};
 use crate::resource::{Desired, Ensure, Names, OnDrift, Resource, ResourceId, Snapshot};
 use crate::spool::OutgoingBody;
@@ -20,12 +20,16 @@ impl Worker {
             return;
         }
         let mut snapshot = Snapshot::new();
+        let validated =
+            if in_force.state.has_validators() { Validated::recall(&self.record) } else { Validated::default() };
         let declared = report
             .resources
             .iter()
             .filter(|entry| matches!(entry.outcome, Outcome::Unchanged | Outcome::Changed { .. }))
             .filter_map(|entry| in_force.state.get(&entry.resource))
             .filter(|resource| !self.is_paused(&resource.id))
+            // What was found in place may be wrong; what was never looked at is not put back without a look.
+            .filter(|resource| validated.covers(&in_force.state, resource))
             .filter_map(|resource| self.declared(resource, &mut snapshot))
             .collect::<Vec<_>>();
         let arming = if report.full { Arming::Only } else { Arming::Besides };

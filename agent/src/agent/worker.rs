@@ -176,7 +176,8 @@ impl Worker {
         events: mpsc::UnboundedSender<Event>,
         tell: impl Fn(Vec<Repaired>) + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let host = Host::open(&settings.paths.root)?;
+        let mut host = Host::open(&settings.paths.root)?;
+        host.programs.set_scratch(&settings.paths.runtime);
         let opened = Record::open(&settings.paths.state)?;
         if let Some(set_aside) = &opened.set_aside {
             let text =

@@ -105,6 +105,9 @@ enum Command {
     /// Fetch in a process of its own; started by the courier
     #[command(name = "__fetch", hide = true)]
     FetchChild,
+    /// Become a validator that sees candidates in place; started by the agent
+    #[command(name = crate::host::exec::view::ENTER_COMMAND, hide = true)]
+    Enter,
     /// Write manual pages; used by packaging
     #[command(name = "__man", hide = true)]
     Man {
@@ -154,6 +157,9 @@ pub fn main() -> ExitCode {
     };
     if matches!(cli.command, Command::FetchChild) {
         return crate::courier::fetch::child_main();
+    }
+    if matches!(cli.command, Command::Enter) {
+        return crate::host::exec::view::enter::main();
     }
     let mut out = Out::new(cli.global.json);
     match dispatch(cli, &mut out).and_then(|code| out.flush().map(|()| code).map_err(CliError::from)) {
@@ -222,7 +228,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Command::Demo(args) => demo::run(&args, out),
         Command::DemoEngine(args) => demo::run_engine(&args),
         // Answered in `main`, before anything is written.
-        Command::FetchChild => Ok(exit::OK),
+        Command::FetchChild | Command::Enter => Ok(exit::OK),
         Command::Man { directory } => {
             clap_mangen::generate_to(Cli::command(), directory)?;
             Ok(exit::OK)

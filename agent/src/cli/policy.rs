@@ -137,10 +137,11 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     if let Some(roles) = &target.roles {
         settings.roles.clone_from(roles);
     }
-    let host = match &target.root {
+    let mut host = match &target.root {
         Some(_) => Host::at(&settings.paths.root)?,
         None => Host::open(&settings.paths.root)?,
     };
+    host.programs.set_scratch(&settings.paths.runtime);
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
     let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };

@@ -9,6 +9,9 @@
 mod files;
 mod packages;
 mod pay;
+mod validate;
+
+pub use validate::Validated;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
@@ -51,6 +54,7 @@ struct Run<'a, 'c> {
     epoch: u64,
     looks: HashMap<ResourceId, Look>,
     verified: files::Verified<'a>,
+    looked: validate::Looked,
     reports: Vec<ResourceReport>,
     /// Index into `reports`.
     done: HashMap<ResourceId, usize>,
@@ -79,6 +83,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         epoch: 0,
         looks: HashMap::new(),
         verified: files::Verified::default(),
+        looked: validate::Looked::default(),
         reports: Vec::new(),
         done: HashMap::new(),
         ahead: HashMap::new(),
@@ -267,10 +272,12 @@ impl<'a> Run<'a, '_> {
         let clock = Instant::now();
         let time = Timestamp::now();
         let who = self.who(resource);
-        let backup = match self.back_up(resource, sighting) {
+        let allowed = self.validate(resource, &drift).and_then(|()| self.back_up(resource, sighting));
+        let backup = match allowed {
             Ok(backup) => backup,
             Err((error, signature)) => {
                 let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
+                self.forget_approvals();
                 let outcome = Outcome::Failed { changes: drift.changes, error, signature };
                 return ResourceReport { who, ..report(resource, step, outcome) };
             }
@@ -293,6 +300,10 @@ impl<'a> Run<'a, '_> {
             self.context.record.note_interrupted(&resource.id);
         }
         let (outcome, overtaken) = self.verify(resource, sighting, drift, result);
+        // Of a candidate that came to its place validators have seen no less.
+        if !super::is_path(resource.id.kind) || blocks(&outcome) {
+            self.forget_validations();
+        }
         let after = stood::look_at_places(&self.context.host.root, resource);
         self.conclude(vec![(step, &outcome, after)], clock);
         ResourceReport { overtaken, displaced: backup, who, ..report(resource, step, outcome) }

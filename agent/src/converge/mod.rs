@@ -20,6 +20,7 @@ pub mod health;
 pub mod plan;
 pub mod report;
 
+pub use apply::Validated;
 pub use first::{free_paths, is_path};
 pub use plan::Plan;
 pub use report::{Cause, DebtReport, Outcome, ResourceReport, RunReport, Scope};
@@ -119,7 +120,7 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             Mode::Noop => (request.hold)(&resource.id),
             Mode::Enforce => apply::left_alone(request, resource),
         };
-        findings.push(plan::Finding { resource, verdict, held });
+        findings.push(plan::Finding { resource, verdict, held, validator: desired.validator(&resource.id) });
     }
     let debts = match record.map(Record::debts) {
         None => Vec::new(),

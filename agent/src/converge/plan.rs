@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::Cause;
 use crate::policy::Revision;
 use crate::record::Debt;
-use crate::resource::{Action, Change, ChangeDetail, Notify, Resource, ResourceId, SourceLocation, UnitName, Verdict};
+use crate::resource::{
+    Action, Argv, Change, ChangeDetail, Notify, Resource, ResourceId, SourceLocation, UnitName, Verdict,
+};
 
 /// Everything that one convergence would do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub struct Step {
     pub owes: Vec<(Notify, UnitName)>,
     /// Why it would be left alone, if so.
     pub held: Option<String>,
+    /// What looks at it before it is put in place, as one line. A plan never runs it.
+    pub validator: Option<String>,
 }
 
 /// One resource that could not be told.
@@ -77,6 +81,8 @@ pub struct Finding<'a> {
     pub verdict: Verdict,
     /// Why a step would be left alone, if so.
     pub held: Option<String>,
+    /// What looks at it before it is put in place.
+    pub validator: Option<&'a Argv>,
 }
 
 impl Plan {
@@ -90,7 +96,7 @@ impl Plan {
             unchanged: Vec::new(),
             owed: Vec::new(),
         };
-        for Finding { resource, verdict, held } in findings {
+        for Finding { resource, verdict, held, validator } in findings {
             let source = resource.source.clone();
             match verdict {
                 Verdict::InSync => plan.unchanged.push(resource.id.clone()),
@@ -104,6 +110,9 @@ impl Plan {
                     source,
                     owes: resource.notifies.to_vec(),
                     held,
+                    validator: validator
+                        .filter(|_| matches!(drift.action, Action::Create | Action::Update))
+                        .map(ToString::to_string),
                 }),
             }
         }
@@ -139,6 +148,9 @@ impl Plan {
             }
             for (notify, unit) in &step.owes {
                 line(&mut text, format_args!("    owes a {} to {unit}", notify_word(*notify)));
+            }
+            if let Some(validator) = step.validator.as_ref().filter(|_| step.held.is_none()) {
+                line(&mut text, format_args!("    validated first by {validator}"));
             }
             if let Some(why) = &step.held {
                 line(&mut text, format_args!("    left as it is: {}", visible(why)));
@@ -187,6 +199,7 @@ impl Plan {
                         .map(owes)
                         .collect(),
                     held: step.held.as_deref(),
+                    validator: step.validator.as_deref(),
                 })
                 .collect(),
             indeterminate: self
@@ -280,6 +293,7 @@ struct StepDocument<'a> {
     source: SourceDocument<'a>,
     owes: Vec<OwesDocument<'a>>,
     held: Option<&'a str>,
+    validator: Option<&'a str>,
 }
 
 #[derive(Serialize)]

@@ -7,8 +7,10 @@
 //! open delays nobody, and above all a program that survives the agent can go on writing: dpkg would abort half-way at a
 //! broken pipe.
 
+pub mod survivor;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,6 +23,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Gid, Uid};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
@@ -40,6 +43,27 @@ pub struct Command {
     pub stdin: Vec<u8>,
     /// After this long everything that it started is killed.
     pub deadline: Duration,
+    /// The directory that it starts in.
+    pub directory: PathBuf,
+    /// Whom it runs as; `None` for the agent's own user.
+    pub user: Option<RunAs>,
+    /// A name under which a later process finds it; `None` for one that nobody can foretell. Letters, digits and `-_.` only.
+    pub name: Option<String>,
+}
+
+/// An account that a program runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunAs {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its other groups.
+    pub groups: Vec<u32>,
+    /// Its home directory, for the variable `HOME`.
+    pub home: String,
 }
 
 /// What came of a program that ran to its end.
@@ -99,6 +123,9 @@ impl Command {
             env: Vec::new(),
             stdin: Vec::new(),
             deadline: Duration::from_secs(60),
+            directory: PathBuf::from("/"),
+            user: None,
+            name: None,
         }
     }
 
@@ -201,13 +228,24 @@ fn resolve(program: &OsStr) -> Result<PathBuf, ExecError> {
 }
 
 fn environment(command: &Command) -> Vec<(OsString, OsString)> {
-    let fixed = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", "/root")];
-    fixed.into_iter().map(|(name, value)| (name.into(), value.into())).chain(command.env.iter().cloned()).collect()
+    let home = command.user.as_ref().map_or("/root", |user| user.home.as_str());
+    let fixed = [("PATH", SEARCH_PATH), ("LANG", "C.UTF-8"), ("HOME", home)];
+    let user = command.user.iter().flat_map(|user| [("USER", user.name.as_str()), ("LOGNAME", user.name.as_str())]);
+    let mark = command.name.iter().map(|name| (survivor::MARK, name.as_str()));
+    let ours = fixed.into_iter().chain(user).chain(mark);
+    ours.map(|(name, value)| (name.into(), value.into())).chain(command.env.iter().cloned()).collect()
 }
 
 fn run_unit(systemd_run: &Path, program: &Path, command: &Command) -> Result<Output, ExecError> {
-    let base = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
-    let base: String = base.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')).collect();
+    let unit = match &command.name {
+        Some(name) => format!("rekindle-{name}"),
+        None => {
+            let base = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+            let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            let base: String = base.chars().filter(is_plain).collect();
+            format!("rekindle-{base}-{}", super::random_hex())
+        }
+    };
     let mut args: Vec<OsString> = [
         // `--wait` passes the exit code on, `--pipe` our own descriptors, `--collect` leaves no failed unit behind.
         "--quiet".into(),
@@ -216,13 +254,16 @@ fn run_unit(systemd_run: &Path, program: &Path, command: &Command) -> Result<Out
         "--collect".into(),
         "--no-ask-password".into(),
         "--service-type=exec".into(),
-        "--working-directory=/".into(),
-        format!("--unit=rekindle-{base}-{}", super::random_hex()),
+        format!("--unit={unit}"),
         format!("--property=RuntimeMaxSec={}ms", command.deadline.as_millis()),
         format!("--property=TimeoutStopSec={}s", GRACE.as_secs()),
     ]
     .map(OsString::from)
     .into();
+    let mut directory = OsString::from("--working-directory=");
+    directory.push(&command.directory);
+    args.push(directory);
+    args.extend(command.user.iter().map(|user| OsString::from(format!("--uid={}", user.name))));
     for (name, value) in environment(command) {
         let mut arg = OsString::from("--setenv=");
         arg.push(name);
@@ -237,9 +278,9 @@ fn run_unit(systemd_run: &Path, program: &Path, command: &Command) -> Result<Out
     let client = Command {
         program: systemd_run.into(),
         args,
-        env: Vec::new(),
         stdin: command.stdin.clone(),
         deadline: command.deadline.saturating_add(GRACE.saturating_mul(2)),
+        ..Command::new("")
     };
     let started = Instant::now();
     let mut output = run_resolved(systemd_run, &client)?;
@@ -301,13 +342,17 @@ fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io:
         .args(&command.args)
         .env_clear()
         .envs(environment(command))
-        .current_dir("/")
+        .current_dir(&command.directory)
         .stdin(stdin)
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?);
+    let ids = command.user.as_ref().map(|user| {
+        let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        (groups, Gid::from_raw(user.gid), Uid::from_raw(user.uid))
+    });
     // SAFETY: the closure makes a few system calls, which are safe between fork and exec, and allocates nothing.
     unsafe {
-        process.pre_exec(|| {
+        process.pre_exec(move || {
             // The agent's own mask is stricter than what maintainer scripts and account tools expect.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             // The agent takes all that it may have; but rpm and others close every descriptor that there could be.
@@ -317,7 +362,13 @@ fn start(program: &Path, command: &Command, stdout: &File, stderr: &File) -> io:
             // Our own descriptors close at exec; what we were started with, such as a lock of the caller's, might not.
             // Kernels before 5.11 refuse it, and then it is as the caller made it.
             libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed());
-            rustix::process::setsid().map(drop).map_err(io::Error::from)
+            rustix::process::setsid()?;
+            if let Some((groups, gid, uid)) = &ids {
+                nix::unistd::setgroups(groups)?;
+                nix::unistd::setgid(*gid)?;
+                nix::unistd::setuid(*uid)?;
+            }
+            Ok(())
         });
     }
     process.spawn()

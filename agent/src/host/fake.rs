@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Host;
 use super::accounts::fake::FakeAccounts;
 use super::packages::fake::FakePackages;
+use super::programs::Programs;
 use super::root::Root;
 use super::units::fake::FakeUnits;
 
@@ -28,6 +29,7 @@ pub fn host(root: &Path) -> io::Result<(Host, Fakes)> {
         accounts: Box::new(fakes.accounts.clone()),
         packages: Box::new(fakes.packages.clone()),
         units: Box::new(fakes.units.clone()),
+        programs: Programs::nowhere("this host is made up"),
     };
     Ok((host, fakes))
 }

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod nest;
 pub mod packages;
 pub mod process;
+pub mod programs;
 pub mod publish;
 pub mod root;
 pub mod selinux;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 
 use accounts::Accounts;
 use packages::PackageManager;
+use programs::Programs;
 use root::Root;
 use units::Units;
 
@@ -47,6 +49,8 @@ pub struct Host {
     pub packages: Box<dyn PackageManager>,
     /// Its service manager.
     pub units: Box<dyn Units>,
+    /// Where programs that its policy names run.
+    pub programs: Programs,
 }
 
 impl Host {
@@ -62,7 +66,8 @@ impl Host {
         let accounts = Box::new(accounts::shadow::ShadowUtils::new(root.path()));
         let packages = packages::detect(root.path());
         let units = units::detect(root.path());
-        Ok(Self { root, accounts, packages, units })
+        let programs = Programs::at(root.path());
+        Ok(Self { root, accounts, packages, units, programs })
     }
 
     /// A tree of files that is no host. Any user may manage one.
@@ -73,6 +78,7 @@ impl Host {
             accounts: Box::new(accounts::NoAccounts::new(why)),
             packages: Box::new(packages::NoPackages::new(why)),
             units: Box::new(units::NoUnits::new(why)),
+            programs: Programs::nowhere(why),
         })
     }
 

@@ -3,9 +3,10 @@
 //! This module never looks at the host: facts come in as a value, and nothing here opens a path outside the policy.
 //! The chain is `Candidate → Verified → DesiredState`, each made by exactly one function.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Resource, ResourceId};
+use crate::resource::{Argv, Resource, ResourceId};
 
 pub mod blame;
 pub mod candidate;
@@ -67,6 +68,8 @@ pub struct DesiredState {
     /// the resources of a long policy.
     by_id: Box<[u32]>,
     orphans: Orphans,
+    /// What looks at the candidates of the few resources that say so.
+    validators: BTreeMap<ResourceId, Argv>,
 }
 
 impl DesiredState {
@@ -75,7 +78,14 @@ impl DesiredState {
         let mut by_id: Box<[u32]> =
             (0..u32::try_from(resources.len()).expect("a policy has bounded resources")).collect();
         by_id.sort_unstable_by_key(|i| id_at(&resources, *i));
-        Self { revision, name, resources: resources.into_boxed_slice(), by_id, orphans: Orphans::Report }
+        Self {
+            revision,
+            name,
+            resources: resources.into_boxed_slice(),
+            by_id,
+            orphans: Orphans::Report,
+            validators: BTreeMap::new(),
+        }
     }
 
     /// The same, with a rule for what it leaves out.
@@ -86,6 +96,13 @@ impl DesiredState {
     /// What becomes of what it leaves out.
     pub fn orphans(&self) -> Orphans {
         self.orphans
+    }
+
+    /// Has these look at what the resources are to become, before they do.
+    #[must_use]
+    pub(crate) fn with_validators(mut self, validators: BTreeMap<ResourceId, Argv>) -> Self {
+        self.validators = validators;
+        self
     }
 
     /// The revision that this was compiled from.
@@ -101,6 +118,16 @@ impl DesiredState {
     /// Every resource, requirements before what requires them.
     pub fn resources(&self) -> &[Resource] {
         &self.resources
+    }
+
+    /// What looks at the candidate of a resource before it is put in place, if anything does.
+    pub fn validator(&self, id: &ResourceId) -> Option<&Argv> {
+        self.validators.get(id)
+    }
+
+    /// Whether anything is looked at before it is put in place.
+    pub fn has_validators(&self) -> bool {
+        !self.validators.is_empty()
     }
 
     /// One resource.

@@ -141,6 +141,11 @@ const FILE: &[Attribute] = &[
     FILE_OWNER,
     FILE_GROUP,
     MODE,
+    attribute(
+        "validate",
+        Shape::Texts,
+        "Program and arguments that must succeed before new content is put in place; `{}` stands for the path. It sees all files of the run as they will be, and nobody else does. Never a line for a shell.",
+    ),
 ];
 const DIRECTORY: &[Attribute] = &[STATE, FILE_OWNER, FILE_GROUP, MODE];
 const SYMLINK: &[Attribute] = &[STATE, attribute("target", Shape::Text, "What the link holds; it need not exist.")];
@@ -222,7 +227,7 @@ const SETTING: &[Attribute] = &[
 /// Kinds of the language that this version does not have.
 const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount", "command", "sweep", "check"];
 /// Attributes of the language that this version does not have.
-const LATER_ATTRIBUTES: &[&str] = &["validate", "secret", "purge", "keep", "hold", "verify", "waiver"];
+const LATER_ATTRIBUTES: &[&str] = &["secret", "purge", "keep", "hold", "verify", "waiver"];
 
 fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
     match kind {
@@ -563,6 +568,10 @@ fn has_shape(
     };
     if !fits {
         let mut diagnostic = wrong_type(source, value, &path, &attribute.shape.describe());
+        if inner.is_str() && ["validate", "run", "unless", "onlyif"].contains(&attribute.name) {
+            diagnostic =
+                diagnostic.hint("write each word as a string: [\"/usr/sbin/sshd\", \"-t\"]; there is no shell");
+        }
         if attribute.name == "mode" {
             diagnostic = diagnostic.hint("write the mode in quotes, as four octal digits");
         }

@@ -16,6 +16,8 @@ pub mod setting;
 pub mod symlink;
 pub mod user;
 
+mod argv;
+mod becomes;
 mod error;
 mod id;
 mod kinds;
@@ -24,6 +26,8 @@ mod snapshot;
 pub mod stood;
 mod text;
 
+pub use argv::{Argv, InvalidArgv};
+pub use becomes::becomes;
 pub use content::Content;
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};

@@ -271,8 +271,7 @@ impl Drop for Running {
 }
 
 fn command(program: &str, args: &[&str]) -> Command {
-    let args = args.iter().map(Into::into).collect();
-    Command { program: program.into(), args, env: Vec::new(), stdin: Vec::new(), deadline: DEADLINE }
+    Command { deadline: DEADLINE, ..Command::new(program).args(args.iter().copied()) }
 }
 
 /// Runs a tool that must succeed, and returns what it prints.

@@ -20,6 +20,13 @@ pub(super) struct Verified<'a> {
     in_sync: HashSet<&'a ResourceId>,
 }
 
+impl Verified<'_> {
+    /// Whether nothing was done since.
+    pub(super) fn is_of(&self, epoch: u64) -> bool {
+        self.epoch == epoch
+    }
+}
+
 struct File<'a> {
     id: &'a ResourceId,
     entry: Entry,

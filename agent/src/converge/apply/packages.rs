@@ -101,6 +101,7 @@ impl<'a> Run<'a, '_> {
         let together = self.context.host.packages.transact(&transaction);
         self.snapshot.forget_packages();
         self.epoch += 1;
+        self.forget_validations();
         let error = match together {
             Ok(()) => return refused.into_iter().map(Some).collect(),
             Err(error) => error,
@@ -137,6 +138,7 @@ impl<'a> Run<'a, '_> {
         }
         let result = resource::apply(self.context.host, &mut self.snapshot, &member.resource.desired, &sighting);
         self.epoch += 1;
+        self.forget_validations();
         Some(result)
     }
 }

@@ -54,15 +54,8 @@ fn spellings(path: &str) -> Vec<String> {
 
 fn ask_rpm(path: &AbsPath) -> Vec<String> {
     let command = exec::Command {
-        program: "rpm".into(),
-        args: ["-qf", "--qf", "%{NAME}\\n", "--"]
-            .into_iter()
-            .map(Into::into)
-            .chain([path.to_string().into()])
-            .collect(),
-        env: Vec::new(),
-        stdin: Vec::new(),
         deadline: Duration::from_secs(20),
+        ..exec::Command::new("rpm").args(["-qf", "--qf", "%{NAME}\\n", "--", &path.to_string()])
     };
     match exec::run(&command) {
         Ok(output) if output.code == Some(0) => {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+mod program;
+
 use super::load::{Declaration, missing_file, resource_id};
 use super::shared::Shared;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
@@ -14,7 +16,7 @@ use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
 use crate::resource::place::Ownership;
 use crate::resource::{
-    AbsPath, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal,
+    AbsPath, Argv, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal,
     ResourceId, UnitName, UserName, directory, file, group, package, service, symlink, user,
 };
 
@@ -27,6 +29,8 @@ pub(super) struct Lowered {
     pub(super) notifies: Vec<(Notify, UnitName)>,
     pub(super) on_drift: OnDrift,
     pub(super) notes: Option<Box<Notes>>,
+    /// What looks at the candidate before it is put in place.
+    pub(super) validate: Option<Argv>,
 }
 
 /// Gives a declaration its meaning. `None` after an error that was reported.
@@ -44,6 +48,7 @@ pub(super) fn lower<'v>(
     // The common attributes come first, so that their mistakes are reported beside those of the kind.
     let requires = reader.requires();
     let notifies = reader.notifies();
+    let validate = reader.argv("validate");
     let desired = match id.kind {
         Kind::File => reader.file(is_absent),
         Kind::Directory => reader.directory(is_absent),
@@ -72,6 +77,7 @@ pub(super) fn lower<'v>(
         notifies,
         on_drift,
         notes: Some(notes).filter(|notes| *notes != Notes::default()).map(Box::new),
+        validate: validate.unwrap_or_default(),
     })
 }
 

@@ -77,6 +77,7 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
         return Err(out);
     }
 
+    let mut validators = std::collections::BTreeMap::new();
     let mut sorted: Vec<Resource> = Vec::with_capacity(order.len());
     let mut slots: Vec<Option<lower::Lowered>> = resources.into_iter().collect();
     for i in order {
@@ -85,6 +86,7 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
             continue;
         };
         let requires = edges.requires(i).filter_map(|j| loaded.active.get(j)).map(|d| d.id.clone()).collect();
+        validators.extend(lowered.validate.map(|argv| (declaration.id.clone(), argv)));
         sorted.push(Resource {
             id: declaration.id.clone(),
             desired: lowered.desired,
@@ -95,6 +97,8 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
             source: declaration.name.location(),
         });
     }
-    let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted).with_orphans(loaded.orphans);
+    let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted)
+        .with_orphans(loaded.orphans)
+        .with_validators(validators);
     Ok(Compiled { state, warnings: out.into_vec() })
 }
