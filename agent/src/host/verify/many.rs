@@ -6,12 +6,13 @@ use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::one::{self, At, Buffers};
-use super::{Answer, Entry, Root, Seen};
+use super::{Answer, Entry, Root, Seen, WARM};
 use crate::host::root::resolve::{DIRECTORY_FLAGS, DIRECTORY_RESOLVE};
 use crate::host::uring::{ARENA, DEPTH, Ring, Stuck};
 
@@ -23,6 +24,16 @@ const MAX_DIRECTORIES: usize = 64;
 
 /// Longer content is read by itself: a large file keeps the disk busy alone.
 const LARGE: usize = 64 * 1024;
+
+/// After so long a look at one batch, the disk is asked after all.
+const LONGEST_LOOK: Duration = Duration::from_millis(1);
+
+/// Whether the last batch had to wait for the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    IsAsked,
+    IsNotAsked,
+}
 
 /// One file of a batch.
 struct Item<'a> {
@@ -52,6 +63,7 @@ pub(super) fn verify<E: Borrow<Entry>>(
     each: &mut dyn FnMut(usize, Answer),
 ) {
     let mut buffers = Buffers::new();
+    let mut disk = Disk::IsAsked;
     let mut rest = entries;
     let mut first = first;
     while !rest.is_empty() {
@@ -76,7 +88,7 @@ pub(super) fn verify<E: Borrow<Entry>>(
         while !items.is_empty() {
             let (batch, others) = items.split_at(batch_length(items));
             items = others;
-            let answers = answer(ring, batch, &mut buffers);
+            let answers = answer(ring, batch, &mut disk, &mut buffers);
             // What is left without an answer is what the ring could not tell, or all of it when the ring is stuck.
             let answers = answers.into_iter().flatten().chain(std::iter::repeat(None));
             for (item, answer) in batch.iter().zip(answers) {
@@ -131,7 +143,13 @@ fn alone(item: &Item<'_>, buffers: &mut Buffers) -> Answer {
 }
 
 /// Answers one batch; `None` for what the ring could not tell.
-fn answer(ring: &mut Ring, batch: &[Item<'_>], buffers: &mut Buffers) -> Result<Vec<Option<Answer>>, Stuck> {
+fn answer(
+    ring: &mut Ring,
+    batch: &[Item<'_>],
+    disk: &mut Disk,
+    buffers: &mut Buffers,
+) -> Result<Vec<Option<Answer>>, Stuck> {
+    let begun = Instant::now();
     let mut answers: Vec<Option<Answer>> = vec![None; batch.len()];
     let mut put = |place: usize, answer: Answer| {
         if let Some(slot) = answers.get_mut(place) {
@@ -139,13 +157,11 @@ fn answer(ring: &mut Ring, batch: &[Item<'_>], buffers: &mut Buffers) -> Result<
         }
     };
 
-    // As with one file: looked at before it is opened for reading, because that can act on a device. Through a descriptor and not
-    // with a request to look, which the kernel always hands to a thread of its own, even when it need not wait.
-    let places: Vec<(BorrowedFd<'_>, &[u8])> = batch.iter().map(|item| (item.dir, item.name)).collect();
-    let found = ring.open_all(&places, LOOK, ResolveFlags::empty())?;
+    // As with one file: looked at before it is opened for reading, because that can act on a device.
+    let found = look(ring, batch, disk)?;
     let mut likely: Vec<(usize, &Item<'_>)> = Vec::with_capacity(batch.len());
     for (place, (item, found)) in batch.iter().zip(found).enumerate() {
-        match found.and_then(|found| one::seen_of(&found)) {
+        match found {
             Ok(seen) if seen.may_be(item.entry) => likely.push((place, item)),
             Ok(_) | Err(Errno::NOENT) => put(place, Answer::Differs),
             Err(_) => {}
@@ -182,5 +198,25 @@ fn answer(ring: &mut Ring, batch: &[Item<'_>], buffers: &mut Buffers) -> Result<
             Ok(_) | Err(_) => put(*place, one::verify_open(file, item.entry, buffers)),
         }
     }
+    let n_files = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+    *disk = if begun.elapsed() < WARM * n_files { Disk::IsNotAsked } else { Disk::IsAsked };
     Ok(answers)
+}
+
+/// Looks at the names of one batch. Where the disk is asked, through descriptors and not with requests to look, which the kernel
+/// always hands to a thread of its own, even when it need not wait. Where it is not, one after the other, at half the cost.
+fn look(ring: &mut Ring, batch: &[Item<'_>], disk: &mut Disk) -> Result<Vec<Result<Seen, Errno>>, Stuck> {
+    let begun = Instant::now();
+    let mut found = Vec::with_capacity(batch.len());
+    if *disk == Disk::IsNotAsked {
+        let in_memory = batch.iter().take_while(|_| begun.elapsed() < LONGEST_LOOK);
+        found.extend(in_memory.map(|item| one::look_at(item.dir, OsStr::from_bytes(item.name))));
+    }
+    let rest = batch.get(found.len()..).unwrap_or_default();
+    if !rest.is_empty() {
+        let places: Vec<(BorrowedFd<'_>, &[u8])> = rest.iter().map(|item| (item.dir, item.name)).collect();
+        let opened = ring.open_all(&places, LOOK, ResolveFlags::empty())?;
+        found.extend(opened.into_iter().map(|opened| opened.and_then(|opened| one::seen_of(&opened))));
+    }
+    Ok(found)
 }

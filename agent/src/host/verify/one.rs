@@ -69,8 +69,8 @@ impl<'a> Verifier<'a> {
         let (directory, name) = entry.split();
         let here = Directory::enter(&mut self.here, self.root, directory);
         match &here.at {
-            At::Open(dir) => match statx_at(dir.as_fd(), OsStr::from_bytes(name)) {
-                Ok(statx) => Ok(Some(Seen::from(&statx))),
+            At::Open(dir) => match look_at(dir.as_fd(), OsStr::from_bytes(name)) {
+                Ok(seen) => Ok(Some(seen)),
                 Err(Errno::NOENT) => Ok(None),
                 Err(errno) => Err(errno),
             },
@@ -121,8 +121,8 @@ impl Default for Buffers {
 /// [`Verifier`] knows it.
 pub fn verify_at(dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, buffers: &mut Buffers) -> Answer {
     // Looked at before it is opened, because opening a device can act on it.
-    match statx_at(dir, name) {
-        Ok(statx) if Seen::from(&statx).may_be(entry) => {}
+    match look_at(dir, name) {
+        Ok(seen) if seen.may_be(entry) => {}
         Ok(_) => return Answer::Differs,
         Err(errno) => return absent_or_unknown(errno),
     }
@@ -151,6 +151,11 @@ pub(super) fn verify_open(file: &OwnedFd, entry: &Entry, buffers: &mut Buffers) 
 
 pub(super) fn seen_of(file: &OwnedFd) -> Result<Seen, Errno> {
     rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, WANTED).map(|statx| Seen::from(&statx))
+}
+
+/// Looks at a name without opening it.
+pub(super) fn look_at(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Seen, Errno> {
+    statx_at(dir, name).map(|statx| Seen::from(&statx))
 }
 
 /// Opens what was seen to be a regular file.
