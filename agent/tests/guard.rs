@@ -14,7 +14,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, Instant};
 
 use guard_common::{GOOD, Sandbox, declared, id, interest, is_good};
-use rekindle::guard::Withdrawn;
+use rekindle::guard::{Arming, Withdrawn};
+use rekindle::policy::Revision;
 use rekindle::resource::{Action, Notify, UnitName};
 
 #[test]
@@ -274,6 +275,24 @@ fn a_withdrawn_file_is_left_alone_and_the_others_are_not() {
     sandbox.expect_good("/d/u");
     sandbox.expect_hint();
     assert_eq!(fs::read_to_string(sandbox.at("/d/t")).unwrap(), "worked on");
+}
+
+#[test]
+fn copies_are_limited_however_their_files_come_to_be_guarded() {
+    let sandbox = Sandbox::guard(&[]);
+    fs::create_dir(sandbox.at("/d")).unwrap();
+    let file = |n: usize| declared(&format!("/d/{n}"), &n.to_string().repeat(1024 * 1024), &[]);
+    // Eight copies of each of eight files of 1 MiB are as much as there may be.
+    sandbox.arm_as((0..8).map(file).collect(), 8);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 64);
+    assert_eq!(sandbox.guard.withdraw(&id("/d/0")), Withdrawn::WasGuarded);
+    let revision = Revision::new("r1");
+    for n in [8, 0] {
+        sandbox.guard.arm(sandbox.guard.permit(), &revision, vec![file(n)], Arming::Besides);
+    }
+    // The second order, which comes after the first, needs no copy that is not there.
+    sandbox.wait("the withdrawn file to be guarded again", || sandbox.guard.readiness().n_guarded == 8);
+    assert_eq!(sandbox.guard.readiness().n_copies, 64);
 }
 
 #[test]

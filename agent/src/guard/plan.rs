@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Declared;
 use super::stages::Stages;
-use super::table::{Entry, Likeness, Pool, Table};
+use super::table::{Entry, Likeness, Pool, Spent, Table};
 use crate::host::root::{Permissions, mount_of, stat_of};
 use crate::host::stage::Stage;
 use crate::policy::Revision;
@@ -14,10 +14,6 @@ use crate::resource::{AbsPath, ResourceId, digest};
 
 /// Longest content of which copies are laid out.
 const LONGEST: usize = 1024 * 1024;
-/// Most bytes of copies, over all stages.
-const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// Most copies, over all stages.
-const MOST_COPIES: usize = 20_000;
 /// With no more files than these, there is room for several copies of each: who edits a file again at once does not wait for
 /// the disk.
 const VERY_FEW: usize = 128;
@@ -37,6 +33,7 @@ pub(super) struct Plan {
     entries: Vec<Entry>,
     pub(super) pools: Vec<Pool>,
     n_files: Vec<usize>,
+    spent: Spent,
     directories: Vec<(u64, u64)>,
     /// Pools by key and mount.
     by_key: HashMap<(Arc<str>, u64), u32>,
@@ -138,16 +135,8 @@ impl Plan {
         } else {
             1
         };
-        let (mut n_copies, mut n_bytes) = (0_usize, 0_usize);
         for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
-            let wanted = (n_files * each).clamp(1, 64);
-            let bytes = wanted.saturating_mul(pool.likeness.spec.content.len().max(4096));
-            if n_copies + wanted > MOST_COPIES || n_bytes.saturating_add(bytes) > MOST_BYTES {
-                continue;
-            }
-            n_copies += wanted;
-            n_bytes += bytes;
-            pool.wanted = u32::try_from(wanted).unwrap_or(1);
+            pool.want(u32::try_from((n_files * each).clamp(1, 64)).unwrap_or(1), &mut self.spent);
         }
         self.leave_out_unallotted();
     }
@@ -176,7 +165,7 @@ impl Plan {
         for pool in &mut self.pools {
             if let Some(old) = old.remove(&pool.key).filter(|old| Arc::ptr_eq(&old.stage, &pool.stage)) {
                 pool.ready = old.ready;
-                pool.wanted = pool.wanted.max(old.wanted);
+                pool.want(old.wanted, &mut self.spent);
             }
         }
         old.into_values()
@@ -194,26 +183,35 @@ impl Plan {
         table.revision = Some(Arc::new(revision.clone()));
         table.entries = self.entries;
         table.pools = self.pools;
+        table.spent = self.spent;
         table.directories = self.directories;
     }
 
-    /// Adds this to what the table guards.
+    /// Adds this to what the table guards, as far as there may be more copies.
     pub(super) fn add_to(mut self, table: &mut Table) {
         let index = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let n_directories = index(table.directories.len());
         table.directories.append(&mut self.directories);
         let mut places = Vec::with_capacity(self.pools.len());
-        for pool in self.pools {
-            let at =
+        for mut pool in self.pools {
+            let known =
                 table.pools.iter().position(|known| known.key == pool.key && Arc::ptr_eq(&known.stage, &pool.stage));
-            places.push(index(at.unwrap_or(table.pools.len())));
-            if at.is_none() {
-                table.pools.push(pool);
-            }
+            let wanted = std::mem::take(&mut pool.wanted);
+            let place = known.or_else(|| {
+                pool.want(wanted, &mut table.spent);
+                (pool.wanted > 0).then(|| {
+                    table.pools.push(pool);
+                    table.pools.len() - 1
+                })
+            });
+            places.push(place.map(index));
         }
         for mut entry in self.entries {
+            let place = usize::try_from(entry.pool).ok().and_then(|i| places.get(i)).copied().flatten();
+            // Left to ordinary runs.
+            let Some(place) = place else { continue };
+            entry.pool = place;
             entry.directory = entry.directory.saturating_add(n_directories);
-            entry.pool = usize::try_from(entry.pool).ok().and_then(|i| places.get(i)).copied().unwrap_or(u32::MAX);
             match table.entries.binary_search_by(|known| known.resource.cmp(&entry.resource)) {
                 Ok(at) => {
                     if let Some(place) = table.entries.get_mut(at) {

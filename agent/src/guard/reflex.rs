@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 
 use super::look::{self, Found};
-use super::table::{Likeness, Pool, Table};
+use super::table::{Likeness, Pool, Spent, Table};
 use super::{Order, Shared};
 use crate::host::root::{self, Metadata, stat_of};
 use crate::host::stage::Stage;
@@ -101,7 +101,9 @@ impl<H> Reflex<H> {
         let mut resources = touch.resources.iter();
         let (Some(resource), None) = (resources.next(), resources.next()) else { return None };
         let mut table = self.shared.table();
-        let Table { live: true, revision, entries, pools, directories, held, .. } = &mut *table else { return None };
+        let Table { live: true, revision, entries, pools, spent, directories, held, .. } = &mut *table else {
+            return None;
+        };
         let index = entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()?;
         let entry = entries.get(index)?;
         if entry.withdrawn || held.get(resource).is_some_and(|until| *until > began) {
@@ -128,8 +130,8 @@ impl<H> Reflex<H> {
                 root::give(&file, &before, pool.likeness.permissions).ok()?;
                 What::Permissions(file, before)
             }
-            Found::Other => swap(pool, touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
-            Found::Absent => swap(pool, touch, &mut self.buffer, Swap::Place, &self.orders)?,
+            Found::Other => swap((pool, spent), touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
+            Found::Absent => swap((pool, spent), touch, &mut self.buffer, Swap::Place, &self.orders)?,
         };
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let deed = Deed {
@@ -159,7 +161,7 @@ enum Swap {
 
 /// Puts a sound copy in place.
 fn swap(
-    pool: &mut Pool,
+    (pool, spent): (&mut Pool, &mut Spent),
     touch: &Touch<'_>,
     buffer: &mut Vec<u8>,
     swap: Swap,
@@ -168,7 +170,7 @@ fn swap(
     let stage = Arc::clone(&pool.stage);
     let entered = stage.enter().ok()?;
     loop {
-        let number = pool.take()?;
+        let number = pool.take(spent)?;
         let name = Pool::copy_name(&pool.key, number);
         if !entered.is_sound(&pool.likeness.copy(&name), buffer).unwrap_or(false) {
             // The keeper ends only with the process.

@@ -14,7 +14,38 @@ use crate::policy::Revision;
 use crate::resource::{Names, Notify, ResourceId, UnitName, file};
 
 /// Most copies of one pool, however often they are used up.
-const MOST_COPIES: u32 = 256;
+const MOST_OF_ONE: u32 = 256;
+
+/// Most copies of all pools.
+const MOST_COPIES: usize = 20_000;
+
+/// Most bytes of copies of all pools.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+/// The copies that there are to be, of all pools of a table: how many, and how many bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Spent {
+    n_copies: usize,
+    n_bytes: usize,
+}
+
+impl Spent {
+    /// Whether so many copies more may be, which are then counted.
+    pub(super) fn take(&mut self, n_copies: u32, likeness: &Likeness) -> bool {
+        let n = usize::try_from(n_copies).unwrap_or(usize::MAX);
+        // A file takes a block at least.
+        let length = likeness.spec.content.len().max(4096);
+        let then = Self {
+            n_copies: self.n_copies.saturating_add(n),
+            n_bytes: self.n_bytes.saturating_add(n.saturating_mul(length)),
+        };
+        let fits = then.n_copies <= MOST_COPIES && then.n_bytes <= MOST_BYTES;
+        if fits {
+            *self = then;
+        }
+        fits
+    }
+}
 
 /// Everything that is guarded.
 #[derive(Debug, Default)]
@@ -26,6 +57,8 @@ pub(super) struct Table {
     /// In order of resource.
     pub(super) entries: Vec<Entry>,
     pub(super) pools: Vec<Pool>,
+    /// What the pools want together.
+    pub(super) spent: Spent,
     /// Device and inode of the directories that files are in.
     pub(super) directories: Vec<(u64, u64)>,
     /// Files that are left alone until a time.
@@ -86,12 +119,19 @@ impl Pool {
     }
 
     /// Takes a copy. Whoever takes the last one shows that there were too few.
-    pub(super) fn take(&mut self) -> Option<u64> {
+    pub(super) fn take(&mut self, spent: &mut Spent) -> Option<u64> {
         let number = self.ready.pop()?;
         if self.ready.is_empty() {
-            self.wanted = self.wanted.saturating_mul(2).clamp(1, MOST_COPIES);
+            self.want(self.wanted.saturating_mul(2).clamp(1, MOST_OF_ONE), spent);
         }
         Some(number)
+    }
+
+    /// Raises the number of copies that there should be, if that is allowed.
+    pub(super) fn want(&mut self, wanted: u32, spent: &mut Spent) {
+        if spent.take(wanted.saturating_sub(self.wanted), &self.likeness) {
+            self.wanted = self.wanted.max(wanted);
+        }
     }
 }
 
@@ -142,6 +182,7 @@ impl Table {
     pub(super) fn take_pools(&mut self) -> Vec<Pool> {
         self.live = false;
         self.entries.clear();
+        self.spent = Spent::default();
         std::mem::take(&mut self.pools)
     }
 
