@@ -4,14 +4,19 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use tracing::warn;
 
 use super::worker::{Worker, recall};
 use crate::converge::health::Input;
+use crate::host;
 use crate::host::filesystems::{self, Ext4};
 use crate::resource::{AbsPath, Kind, ResourceId, chain};
 
 /// Until when errors of file systems have been dealt with, by the clock that they are stamped with.
 const KEY_FS_ERRORS: &str = "fs_errors_seen";
+
+/// The boot in which an agent runs that did not say that it ends.
+const KEY_RUNNING: &str = "running";
 
 /// Directories that hold nothing but what the agent is made of.
 const OWN_DIRECTORIES: [&str; 3] = ["/etc/rekindle", "/usr/lib/rekindle", "/run/rekindle"];
@@ -20,6 +25,25 @@ const OWN_DIRECTORIES: [&str; 3] = ["/etc/rekindle", "/usr/lib/rekindle", "/run/
 const OWN_UNITS: [&str; 2] = ["rekindle-agent", "rekindle-courier"];
 
 impl Worker {
+    /// Notes that an agent runs, and passes on when the last one ended unasked in the same boot: what fails now as it did then is
+    /// not mended by starting anew.
+    pub(super) fn note_start(&mut self) {
+        let boot = host::boot_id();
+        let last: Option<String> = recall::<Option<String>>(&self.record, KEY_RUNNING).flatten();
+        if last.is_some() && last == boot {
+            warn!("the agent ended unasked and was started again");
+            self.feed_health(Input::Restarted);
+        }
+        if last != boot {
+            self.remember(KEY_RUNNING, &boot);
+        }
+    }
+
+    /// Notes that the agent was told to end.
+    pub(super) fn note_end(&mut self) {
+        self.remember(KEY_RUNNING, &None::<String>);
+    }
+
     /// Looks whether a file system has reported damage since the last look. Errors from before the first look are only told of:
     /// whoever installed the agent on such a host did not ask for it to be rebuilt.
     pub(super) fn look_at_file_systems(&mut self) {

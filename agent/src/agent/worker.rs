@@ -223,6 +223,7 @@ impl Worker {
 
     /// Works until told to stop, or until the event loop is gone.
     pub fn run(mut self, tasks: &Receiver<Task>) {
+        self.note_start();
         self.recover();
         self.load_policy();
         self.read_inbox();
@@ -249,6 +250,9 @@ impl Worker {
                 break;
             }
             self.publish();
+        }
+        if self.shared.stop.load(Ordering::SeqCst) {
+            self.note_end();
         }
     }
 

@@ -57,6 +57,9 @@ pub struct Failure {
     /// When it was last seen to be fought over, if that is the failure: it ends with the fight, not with a repair.
     #[serde(default)]
     pub contested_at: Option<Timestamp>,
+    /// Whether it was there, for the same cause, before the agent ended unasked and was started again.
+    #[serde(default)]
+    pub outlived_restart: bool,
 }
 
 /// Where the host stands. Each variant says who enters it and who leaves it.
@@ -184,6 +187,8 @@ pub enum Input<'a> {
         /// Whether a request may be made.
         may_ask: MayAsk,
     },
+    /// The agent ended unasked and was started again, under the same kernel.
+    Restarted,
     /// Another revision is in force.
     NewRevision(&'a Revision),
     /// The endpoint answered about the request with this id.
@@ -333,6 +338,7 @@ impl Health {
             Input::OwnDrift { resources, may_ask } => {
                 self.take_own_drift(resources, may_ask, now, new_id, &mut effects);
             }
+            Input::Restarted => self.failing.values_mut().for_each(|failure| failure.outlived_restart = true),
             Input::Report { report, tampered, last_good, may_ask } => {
                 self.take_report(report, now, &mut effects);
                 self.decide(report, &tampered, last_good, may_ask, settings, now, new_id, &mut effects);
@@ -390,13 +396,22 @@ impl Health {
             let failure = self.failing.entry(id.clone()).or_insert_with(|| {
                 began.push(id.clone());
                 let (error, signature) = (String::new(), String::new());
-                Failure { since: now, attempts: 0, error, signature, indeterminate, contested_at: None }
+                Failure {
+                    since: now,
+                    attempts: 0,
+                    error,
+                    signature,
+                    indeterminate,
+                    contested_at: None,
+                    outlived_restart: false,
+                }
             });
             if failure.contested_at.take().is_some() {
                 (failure.since, failure.attempts) = (now, 0);
             }
             failure.attempts = failure.attempts.saturating_add(1);
             error.clone_into(&mut failure.error);
+            failure.outlived_restart &= failure.signature == signature;
             signature.clone_into(&mut failure.signature);
             failure.indeterminate = indeterminate;
         };
@@ -521,7 +536,8 @@ impl Health {
         }
     }
 
-    /// The resource for which both limits have passed, if there is one.
+    /// The resource for which both limits have passed, if there is one. What fails for the same cause after the agent was started
+    /// anew is given up after as many attempts without waiting: neither time nor a restart has helped.
     fn given_up(&self, settings: &HealthSettings, now: Timestamp) -> Option<ResourceId> {
         self.failing
             .iter()
@@ -529,7 +545,7 @@ impl Health {
                 !failure.indeterminate
                     && failure.contested_at.is_none()
                     && failure.attempts >= settings.give_up_attempts
-                    && later(failure.since, settings.give_up_after) <= now
+                    && (failure.outlived_restart || later(failure.since, settings.give_up_after) <= now)
             })
             .map(|(id, _)| id.clone())
     }

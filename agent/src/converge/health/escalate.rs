@@ -58,6 +58,7 @@ impl Health {
                     signature: FLAPPING.to_owned(),
                     indeterminate: false,
                     contested_at: Some(now),
+                    outlived_restart: false,
                 }
             });
             // What cannot even be repaired has worse to tell than that it is fought over.

@@ -440,3 +440,49 @@ fn the_second_drift_of_the_agent_itself_within_an_hour_asks() {
     paused.own_drift(0);
     paused.own_drift(1).check("unknown", &[]);
 }
+
+#[test]
+fn what_still_fails_after_the_agent_was_started_anew_is_given_up_without_waiting() {
+    let fail_twice = || {
+        let mut host = Host::new();
+        host.run(0, vec![failed("/a")]);
+        host.run(1, vec![failed("/a")]).check("degraded", &[]);
+        host
+    };
+    let mut host = fail_twice();
+    host.run(2, vec![failed("/a")]).check("degraded", &[]);
+    let mut restarted = fail_twice();
+    restarted.feed(Input::Restarted, 2);
+    restarted.check("degraded", &[]);
+    restarted.run(2, vec![failed("/a")]).check("requested", &["Ask"]);
+
+    // One attempt too few.
+    let mut early = Host::new();
+    early.run(0, vec![failed("/a")]);
+    early.feed(Input::Restarted, 1);
+    early.run(1, vec![failed("/a")]).check("degraded", &[]);
+    early.run(2, vec![failed("/a")]).check("requested", &["Ask"]);
+
+    // Another cause than before.
+    let mut other = fail_twice();
+    other.feed(Input::Restarted, 2);
+    let (resource, _) = failed("/a");
+    let outcome = Outcome::Failed { changes: Vec::new(), error: "else".into(), signature: "else".into() };
+    other.run(2, vec![(resource, outcome)]).check("degraded", &[]);
+    other.run(3, vec![failed("/a")]).check("degraded", &[]);
+
+    // It was mended in between.
+    let mut mended = fail_twice();
+    mended.feed(Input::Restarted, 2);
+    mended.run(2, vec![unchanged("/a")]).check("converged", &["AlertRestored", "RunEverything"]);
+    for second in 3..6 {
+        mended.run(second, vec![failed("/a")]);
+    }
+    mended.check("degraded", &[]);
+
+    // The policy is suspected first, as ever.
+    let mut with_another = fail_twice();
+    with_another.last_good = Some(Revision::new("r0"));
+    with_another.feed(Input::Restarted, 2);
+    with_another.run(2, vec![failed("/a")]).check("on_last_good", &["RollBack"]);
+}
