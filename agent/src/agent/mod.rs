@@ -7,6 +7,7 @@
 
 pub mod alerts;
 pub mod control;
+mod dirty;
 mod effects;
 mod escalate;
 mod fights;
@@ -19,6 +20,8 @@ mod pauses;
 mod publish;
 pub mod revisions;
 mod scanning;
+mod sessions;
+mod sockets;
 pub mod status;
 mod verdicts;
 mod who;
@@ -26,24 +29,24 @@ pub mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
+use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use notify::Watcher as _;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot, watch as tokio_watch};
+use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use self::control::{Answer, Insight, Request};
-use self::status::{Counts, HealthStatus, Status, WatchCounts};
-use self::who::{Arrivals, Seen};
+use self::dirty::Dirty;
+use self::sessions::{complaint, complaints};
+use self::sockets::{listen, may_control, remove_socket, watch_inbox};
+use self::status::Status;
+use self::who::Seen;
 use self::worker::{Shared, Task, Worker};
 use crate::actor::Actor;
 use crate::config::Settings;
@@ -55,7 +58,7 @@ use crate::host::thread::{Urgency, raise_open_files};
 use crate::resource::{ResourceId, UnitName, chain};
 use crate::schedule::{Contested, Displaced, Next, Schedule};
 use crate::spool::Event as AlertEvent;
-use crate::watch::{self, Coverage, DirtySet, Hint, How, SelfTest, WatchError, Watcher};
+use crate::watch::{self, Hint, How, SelfTest, WatchError, Watcher};
 
 /// Everything that can happen to the loop.
 #[derive(Debug)]
@@ -100,7 +103,7 @@ enum Event {
 pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Result<()> {
     raise_open_files();
     let (events, mut received) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared::new(first_status(&settings)));
+    let shared = Arc::new(Shared::new(Status::first(&settings)));
 
     let (worker_events, mut from_worker) = mpsc::unbounded_channel();
     let repaired = events.clone();
@@ -241,46 +244,6 @@ pub async fn run(settings: Settings, config_file: Option<PathBuf>) -> anyhow::Re
     remove_socket(&state.settings.paths.metrics_socket());
     info!("stopped");
     Ok(())
-}
-
-/// Hints on their way from other threads to the loop, merged so that a storm takes no more memory than the policy has
-/// resources.
-#[derive(Debug, Default)]
-struct Dirty {
-    set: Mutex<DirtySet>,
-    arrivals: Mutex<Arrivals>,
-    changed: Notify,
-}
-
-impl Dirty {
-    fn set(&self) -> MutexGuard<'_, DirtySet> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn add(&self, hint: Hint) {
-        if self.set().add(hint) {
-            self.changed.notify_one();
-        }
-    }
-
-    fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Who was seen at something that a hint is about to name.
-    fn saw(&self, resources: &[ResourceId], witness: &Arc<watch::Witness>) {
-        self.arrivals().add(resources, witness);
-    }
-
-    /// Waits for the next hint. Cancel-safe: nothing is taken before it is returned.
-    async fn next(&self) -> Hint {
-        loop {
-            if let Some(hint) = self.set().take() {
-                return hint;
-            }
-            self.changed.notified().await;
-        }
-    }
 }
 
 /// Whether the loop goes on.
@@ -532,7 +495,7 @@ impl Loop {
     }
 
     fn say_status(&self) {
-        let line = one_line(&self.shared.status());
+        let line = self.shared.status().one_line();
         notify_systemd(&[sd_notify::NotifyState::Status(&line)]);
     }
 
@@ -562,208 +525,6 @@ impl Loop {
         }
         notify_systemd(&[sd_notify::NotifyState::Ready]);
         Ok(())
-    }
-
-    fn take_session(&mut self, mut stream: UnixStream) {
-        let shared = Arc::clone(&self.shared);
-        let (tasks, events) = (self.tasks.clone(), self.events.clone());
-        let coverage = self.watcher.coverage();
-        let bus = complaint("services", &self.unit_coverage.borrow());
-        let guard = Arc::clone(&self.guard);
-        self.sessions.spawn(async move {
-            let answer = match control::read_request(&mut stream).await {
-                Ok(request) => answer(request, &shared, &guard, &tasks, &events, &coverage, bus).await,
-                Err(error) => Answer::Refused(chain(&error)),
-            };
-            if let Err(error) = control::write_answer(&mut stream, &answer).await {
-                warn!("control: {}", chain(&error));
-            }
-        });
-    }
-}
-
-async fn answer(
-    request: Request,
-    shared: &Shared,
-    guard: &Guard,
-    tasks: &std_mpsc::Sender<Task>,
-    events: &mpsc::UnboundedSender<Event>,
-    coverage: &Coverage,
-    bus: Option<String>,
-) -> Answer {
-    match request {
-        Request::Status => {
-            let mut status = shared.status().clone();
-            status.n_watched = coverage.n_interests();
-            status.watches = WatchCounts {
-                fanotify: coverage.n_fanotify,
-                inotify: coverage.n_inotify,
-                polled: coverage.n_polled,
-                blind: coverage.n_blind,
-            };
-            status.degraded_watches = complaints(coverage).chain(bus).collect();
-            status.n_guarded = guard.readiness().n_guarded;
-            Answer::Status(Box::new(status))
-        }
-        Request::Why { resource } => {
-            let status = shared.status();
-            let of_it = |c: &&watch::Complaint| c.interest.resource == resource;
-            let not_watched = coverage.complaints.iter().filter(of_it);
-            Answer::Why(Box::new(Insight {
-                verdict: status.out_of_sync.get(&resource).cloned(),
-                contested: status.contested.iter().find(|c| c.resource == resource).map(|c| c.summary.clone()),
-                not_watched: not_watched
-                    .filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how))
-                    .collect(),
-                guarded: guard.guards(&resource),
-            }))
-        }
-        Request::Look => {
-            // A pause that begins now holds from now on; the run that comes guards what it does not cover.
-            guard.disarm();
-            match events.send(Event::Hint(Hint::Everything { why: "an operator asked" })) {
-                Ok(()) => Answer::Done,
-                Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
-            }
-        }
-        Request::Reimage { reason } => {
-            let (reply, answered) = oneshot::channel();
-            if tasks.send(Task::Reimage { reason, reply }).is_err() {
-                return Answer::Refused("the agent is stopping".to_owned());
-            }
-            match answered.await {
-                Ok(Ok(id)) => Answer::Requested(id),
-                Ok(Err(why)) => Answer::Refused(why),
-                Err(_gone) => Answer::Refused("the agent is stopping".to_owned()),
-            }
-        }
-    }
-}
-
-/// What an operator is told about something that is not watched by events.
-fn complaint(what: &str, how: &How) -> Option<String> {
-    match how {
-        How::Watched => None,
-        How::Polled { why } => Some(format!("{what}: polled, because {why}")),
-        How::Blind { why } => Some(format!("{what}: looked at only by the full scan, because {why}")),
-    }
-}
-
-fn complaints(coverage: &Coverage) -> impl Iterator<Item = String> {
-    let paths = coverage.complaints.iter().filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how));
-    paths.chain(coverage.self_test.iter().map(|why| format!("the watches: {why}")))
-}
-
-fn first_status(settings: &Settings) -> Status {
-    let now = Timestamp::now();
-    Status {
-        version: 1,
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: Some(std::process::id()),
-        started: Some(now),
-        host: String::new(),
-        mode: format!("{:?}", settings.mode).to_lowercase(),
-        policy: None,
-        refused: None,
-        health: HealthStatus {
-            state: "unknown".to_owned(),
-            since: now,
-            failing: BTreeMap::new(),
-            request: None,
-            damage: None,
-        },
-        resources: Counts::default(),
-        out_of_sync: BTreeMap::new(),
-        debts: Vec::new(),
-        pauses: Vec::new(),
-        degraded_watches: Vec::new(),
-        n_watched: 0,
-        watches: WatchCounts::default(),
-        n_guarded: 0,
-        activity: String::new(),
-        last_run: None,
-        n_repairs: 0,
-        outbox: 0,
-        outbox_oldest: None,
-        fetch: None,
-        courier: None,
-        contested: Vec::new(),
-        n_orphans: 0,
-        orphans: Vec::new(),
-        storm_since: None,
-        warnings: Vec::new(),
-    }
-}
-
-/// The line that `systemctl status` shows.
-fn one_line(status: &Status) -> String {
-    match &status.policy {
-        None => "no policy yet".to_owned(),
-        Some(policy) => format!(
-            "{}: {} of {} resources in sync under {} {}{}{}",
-            status.health.state,
-            status.resources.in_sync,
-            status.resources.total,
-            policy.name,
-            policy.revision.get(..12).unwrap_or(&policy.revision),
-            match status.contested.as_slice() {
-                [] => String::new(),
-                [one] => format!("; {}", one.summary),
-                several => format!("; {} resources are fought over", several.len()),
-            },
-            if status.storm_since.is_some() { "; a storm of drift" } else { "" },
-        ),
-    }
-}
-
-/// Tells the loop whenever the courier has renamed something into the inbox.
-fn watch_inbox(inbox: &Path, events: mpsc::UnboundedSender<Event>) -> anyhow::Result<notify::RecommendedWatcher> {
-    let config = notify::Config::default().with_event_kinds(notify::EventKindMask::CORE);
-    let mut watcher = notify::RecommendedWatcher::new(
-        move |_event| {
-            // An error says "look" just as well as an event does.
-            drop(events.send(Event::Inbox));
-        },
-        config,
-    )
-    .context("cannot watch the inbox")?;
-    watcher
-        .watch(inbox, notify::RecursiveMode::NonRecursive)
-        .with_context(|| format!("cannot watch `{}`", inbox.display()))?;
-    Ok(watcher)
-}
-
-/// Binds the control socket, mode 0600. A socket left by a killed agent is replaced; anything else at its place is not.
-fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                anyhow::bail!("another agent answers on `{}`", path.display());
-            }
-            remove_socket(path);
-        }
-        Ok(_) => anyhow::bail!("`{}` is in the way of a socket and is no socket", path.display()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot look at `{}`", path.display())),
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind `{}`", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("cannot protect `{}`", path.display()))?;
-    Ok(listener)
-}
-
-/// Whether the other side is root, or the agent's own user. The mode of the socket says the same, but only from a moment after
-/// it was bound.
-fn may_control(stream: &UnixStream) -> io::Result<bool> {
-    let uid = stream.peer_cred()?.uid();
-    Ok(uid == 0 || uid == crate::host::current_ids().0)
-}
-
-fn remove_socket(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!("cannot remove `{}`: {error}", path.display());
     }
 }
 

@@ -50,6 +50,7 @@ impl Worker {
         status.n_orphans = self.orphans.len();
         status.orphans = self.orphans.iter().take(MOST_ORPHANS).cloned().collect();
         status.n_repairs = self.n_repairs;
+        status.verified = self.verdicts.verified();
         let waiting = self.outbox.list().unwrap_or_default();
         status.outbox = waiting.len();
         status.outbox_oldest = waiting.first().and_then(|id| spool::queued_at(id));

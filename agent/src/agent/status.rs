@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Settings;
 use crate::converge::DebtReport;
 use crate::record::Orphan;
 use crate::resource::ResourceId;
@@ -54,6 +55,10 @@ pub struct Status {
     pub activity: String,
     /// The last run.
     pub last_run: Option<LastRun>,
+    /// When everything that the policy in force declares was last looked at: when the last run over everything that came to its
+    /// end began. `None` until there was one.
+    #[serde(default)]
+    pub verified: Option<Timestamp>,
     /// Repairs since the agent started.
     pub n_repairs: u64,
     /// Messages that wait for delivery.
@@ -210,4 +215,70 @@ pub struct LastRun {
     pub changed: usize,
     /// Resources that failed in it.
     pub failed: usize,
+}
+
+impl Status {
+    /// Before anything is known.
+    pub(super) fn first(settings: &Settings) -> Self {
+        let now = Timestamp::now();
+        Self {
+            version: 1,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: Some(std::process::id()),
+            started: Some(now),
+            host: String::new(),
+            mode: format!("{:?}", settings.mode).to_lowercase(),
+            policy: None,
+            refused: None,
+            health: HealthStatus {
+                state: "unknown".to_owned(),
+                since: now,
+                failing: BTreeMap::new(),
+                request: None,
+                damage: None,
+            },
+            resources: Counts::default(),
+            out_of_sync: BTreeMap::new(),
+            debts: Vec::new(),
+            pauses: Vec::new(),
+            degraded_watches: Vec::new(),
+            n_watched: 0,
+            watches: WatchCounts::default(),
+            n_guarded: 0,
+            activity: String::new(),
+            last_run: None,
+            verified: None,
+            n_repairs: 0,
+            outbox: 0,
+            outbox_oldest: None,
+            fetch: None,
+            courier: None,
+            contested: Vec::new(),
+            n_orphans: 0,
+            orphans: Vec::new(),
+            storm_since: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The line that `systemctl status` shows.
+    pub(super) fn one_line(&self) -> String {
+        match &self.policy {
+            None => "no policy yet".to_owned(),
+            Some(policy) => format!(
+                "{}: {} of {} resources in sync under {} {}{}{}",
+                self.health.state,
+                self.resources.in_sync,
+                self.resources.total,
+                policy.name,
+                policy.revision.get(..12).unwrap_or(&policy.revision),
+                match self.contested.as_slice() {
+                    [] => String::new(),
+                    [one] => format!("; {}", one.summary),
+                    several => format!("; {} resources are fought over", several.len()),
+                },
+                if self.storm_since.is_some() { "; a storm of drift" } else { "" },
+            ),
+        }
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use crate::converge::{Outcome, RunReport};
 use crate::resource::ResourceId;
 
@@ -19,7 +21,8 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 enum LookedAt {
     Only(BTreeSet<ResourceId>),
-    Everything,
+    /// All of it, last by a run that began then.
+    Everything(Timestamp),
 }
 
 /// The verdicts under one policy.
@@ -40,7 +43,7 @@ impl Verdicts {
     pub(super) fn update(&mut self, report: &RunReport) -> Vec<ResourceId> {
         let mut fresh = Vec::new();
         let before = if report.full && !report.interrupted {
-            self.looked_at = LookedAt::Everything;
+            self.looked_at = LookedAt::Everything(report.started);
             std::mem::take(&mut self.out_of_sync)
         } else {
             BTreeMap::new()
@@ -81,11 +84,19 @@ impl Verdicts {
         self.out_of_sync.iter()
     }
 
+    /// When a run over everything began that came to its end: everything that happened before was seen.
+    pub(super) fn verified(&self) -> Option<Timestamp> {
+        match self.looked_at {
+            LookedAt::Only(_) => None,
+            LookedAt::Everything(at) => Some(at),
+        }
+    }
+
     /// How many of the policy's resources were in sync when they were last looked at.
     pub(super) fn n_in_sync(&self, n_resources: usize) -> usize {
         let n_looked_at = match &self.looked_at {
             LookedAt::Only(looked_at) => looked_at.len(),
-            LookedAt::Everything => n_resources,
+            LookedAt::Everything(_) => n_resources,
         };
         n_looked_at.saturating_sub(self.out_of_sync.len())
     }
@@ -147,6 +158,19 @@ mod tests {
         assert_eq!(verdicts.out_of_sync().map(|(id, _)| id).collect::<Vec<_>>(), [&id("/b")]);
         verdicts.put_back(&id("/b"));
         assert_eq!(verdicts.n_in_sync(3), 3);
+    }
+
+    #[test]
+    fn everything_is_verified_only_by_a_full_run_that_comes_to_its_end() {
+        let mut verdicts = Verdicts::default();
+        verdicts.update(&report(Scope::Part, &[("/a", Outcome::Unchanged)]));
+        assert_eq!(verdicts.verified(), None);
+        verdicts.update(&RunReport { interrupted: true, ..report(Scope::Full, &[("/a", Outcome::Unchanged)]) });
+        assert_eq!(verdicts.verified(), None);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        verdicts.update(&RunReport { started: at(1), ..report(Scope::Full, &[("/a", left())]) });
+        verdicts.update(&RunReport { started: at(2), ..report(Scope::Part, &[("/a", left())]) });
+        assert_eq!(verdicts.verified(), Some(at(1)));
     }
 
     #[test]

@@ -137,6 +137,11 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
             status.n_repairs,
         ))?;
     }
+    match status.verified {
+        Some(at) => out.line(format_args!("verified   everything {}", ago(at)))?,
+        None if status.policy.is_some() => out.line(format_args!("verified   not everything yet"))?,
+        None => {}
+    }
     let counts = status.watches;
     let counts = [
         (counts.fanotify, "by fanotify"),

@@ -33,9 +33,10 @@ fn status() -> Status {
             changed: 0,
             failed: 1,
         }),
+        verified: Some(second(1_800_000_001)),
         outbox: 3,
         outbox_oldest: crate::spool::queued_at("1800000003250-0123456789abcdef"),
-        ..crate::agent::first_status(&Settings::default())
+        ..Status::first(&Settings::default())
     }
 }
 
@@ -97,6 +98,7 @@ fn a_text_says_what_status_says_in_the_format_of_prometheus() {
     check("rekindle_policy_timestamp_seconds", 1_800_000_001.0);
     check("rekindle_last_run_timestamp_seconds", 1_800_000_002.0);
     check("rekindle_last_run_duration_seconds", 2.50001);
+    check("rekindle_verified_timestamp_seconds", 1_800_000_001.0);
     check("rekindle_outbox_messages", 3.0);
     check("rekindle_outbox_oldest_timestamp_seconds", 1_800_000_003.25);
     check(r#"rekindle_drifts_total{answer="repaired_by_guard"}"#, 2.0);

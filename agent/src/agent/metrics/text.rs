@@ -123,6 +123,13 @@ pub fn render(facts: &Facts<'_>) -> String {
         text.time("rekindle_last_run_timestamp_seconds", "When the last run began.", run.started);
         text.gauge("rekindle_last_run_duration_seconds", "How long it took.", seconds(run.duration_us));
     }
+    if let Some(verified) = status.verified {
+        text.time(
+            "rekindle_verified_timestamp_seconds",
+            "When everything that the policy declares was last looked at.",
+            verified,
+        );
+    }
 
     text.family("rekindle_watches", GAUGE, "Declared paths, by how changes of them are noticed.");
     for (how, source, count) in *coverage {
