@@ -28,6 +28,19 @@ use crate::resource::{
     Resource, SourceLocation, UnitName, UserName, directory, file, group, package, service, symlink, user,
 };
 
+/// A run over everything because of drift, which nobody holds anything back from.
+fn everything(desired: &DesiredState) -> Request<'_> {
+    Request {
+        desired,
+        scope: Scope::Everything,
+        cause: Cause::Drift,
+        mode: Mode::Enforce,
+        hold: &hold_nothing,
+        claim: &claim_from_nobody,
+        seen: &nobody_seen,
+    }
+}
+
 /// A host, its record, and what looks behind both.
 struct World {
     root: TempDir,
@@ -68,15 +81,7 @@ impl World {
     }
 
     fn converge(&mut self, desired: &DesiredState) -> RunReport {
-        self.converge_with(&Request {
-            desired,
-            scope: Scope::Everything,
-            cause: Cause::Drift,
-            mode: Mode::Enforce,
-            hold: &hold_nothing,
-            claim: &crate::converge::claim_from_nobody,
-            seen: &crate::converge::nobody_seen,
-        })
+        self.converge_with(&everything(desired))
     }
 
     fn converge_with(&mut self, request: &Request<'_>) -> RunReport {
@@ -85,16 +90,7 @@ impl World {
     }
 
     fn plan(&self, desired: &DesiredState) -> Plan {
-        let request = Request {
-            desired,
-            scope: Scope::Everything,
-            cause: Cause::Drift,
-            mode: Mode::Enforce,
-            hold: &hold_nothing,
-            claim: &crate::converge::claim_from_nobody,
-            seen: &crate::converge::nobody_seen,
-        };
-        observe_and_plan(&self.host, Some(&self.record), &request)
+        observe_and_plan(&self.host, Some(&self.record), &everything(desired))
     }
 
     /// Opens the record again, as the next process does after a kill.

@@ -71,10 +71,7 @@ fn a_half_built_configuration_is_not_activated() {
     assert_eq!(paid(&world), Vec::<String>::new());
     // A run that looks elsewhere does not pay it either.
     let scope = Scope::Only([ResourceId::new(Kind::File, "/a")].into());
-    let hold = &hold_nothing;
-    let claim = &crate::converge::claim_from_nobody;
-    let seen = &crate::converge::nobody_seen;
-    let elsewhere = Request { desired: &desired, scope, cause: Cause::Drift, mode: Mode::Enforce, hold, claim, seen };
+    let elsewhere = Request { scope, ..everything(&desired) };
     assert!(!world.converge_with(&elsewhere).debts.is_empty());
     assert_eq!(paid(&world), Vec::<String>::new());
     std::fs::remove_dir_all(world.path("/bad")).unwrap();
@@ -87,15 +84,7 @@ fn a_paused_service_is_left_running_as_it_is() {
     let mut world = world();
     let desired = desired(vec![restarting("/a", "x")]);
     let hold = |id: &ResourceId| (id.kind == Kind::Service).then(|| "paused".to_owned());
-    let request = Request {
-        desired: &desired,
-        scope: Scope::Everything,
-        cause: Cause::Drift,
-        mode: Mode::Enforce,
-        hold: &hold,
-        claim: &crate::converge::claim_from_nobody,
-        seen: &crate::converge::nobody_seen,
-    };
+    let request = Request { hold: &hold, ..everything(&desired) };
     let report = world.converge_with(&request);
     assert_eq!(report.debts[0].error, "paused");
     assert_eq!(paid(&world), Vec::<String>::new());
@@ -141,15 +130,7 @@ fn a_stop_before_the_end_keeps_the_debt() {
         stop.store(true, Ordering::SeqCst);
         None
     };
-    let request = Request {
-        desired: &desired,
-        scope: Scope::Everything,
-        cause: Cause::Drift,
-        mode: Mode::Enforce,
-        hold: &hold,
-        claim: &crate::converge::claim_from_nobody,
-        seen: &crate::converge::nobody_seen,
-    };
+    let request = Request { hold: &hold, ..everything(&desired) };
     let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
     let report = converge(&mut context, &request);
     assert_eq!((outcomes(&report).len(), report.interrupted, report.debts.len()), (1, true, 1));

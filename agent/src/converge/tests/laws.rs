@@ -158,15 +158,7 @@ proptest! {
         let desired = desired(policy);
         let before = tree(world.root.path());
         let plan = world.plan(&desired);
-        let request = Request {
-            desired: &desired,
-            scope: Scope::Everything,
-            cause: Cause::Drift,
-            mode: Mode::Noop,
-            hold: &hold_nothing,
-            claim: &crate::converge::claim_from_nobody,
-            seen: &crate::converge::nobody_seen,
-        };
+        let request = Request { mode: Mode::Noop, ..everything(&desired) };
         let report = world.converge_with(&request);
         prop_assert_eq!(tree(world.root.path()), before);
         prop_assert_eq!(report.changed().count(), 0);
@@ -194,15 +186,7 @@ proptest! {
             stop.store(n_seen.get() > n_steps, Ordering::SeqCst);
             None
         };
-        let request = Request {
-            desired: &desired,
-            scope: Scope::Everything,
-            cause: Cause::Drift,
-            mode: Mode::Enforce,
-            hold: &hold,
-            claim: &crate::converge::claim_from_nobody,
-            seen: &crate::converge::nobody_seen,
-        };
+        let request = Request { hold: &hold, ..everything(&desired) };
         let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
         let cut_short = converge(&mut context, &request);
         world.reopen();

@@ -8,15 +8,8 @@ use crate::host::packages::{PackageEntry, PackageStatus};
 
 fn request<'a>(desired: &'a DesiredState, scope: &[&str]) -> Request<'a> {
     let scope: BTreeSet<ResourceId> = scope.iter().map(|id| id.parse().unwrap()).collect();
-    Request {
-        desired,
-        scope: if scope.is_empty() { Scope::Everything } else { Scope::Only(scope) },
-        cause: Cause::Drift,
-        mode: Mode::Enforce,
-        hold: &hold_nothing,
-        claim: &crate::converge::claim_from_nobody,
-        seen: &crate::converge::nobody_seen,
-    }
+    let scope = if scope.is_empty() { Scope::Everything } else { Scope::Only(scope) };
+    Request { scope, ..everything(desired) }
 }
 
 #[test]

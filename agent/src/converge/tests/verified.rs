@@ -92,15 +92,7 @@ fn a_run_over_many_named_files_puts_right_what_differs_and_what_it_requires() {
     world.write("/d/f7", "evil\n");
     world.write("/free", "evil\n");
     let scope = (0..N_FILES).map(|i| ResourceId::new(Kind::File, format!("/d/f{i}"))).collect();
-    let report = world.converge_with(&Request {
-        desired: &desired,
-        scope: Scope::Only(scope),
-        cause: Cause::Drift,
-        mode: Mode::Enforce,
-        hold: &hold_nothing,
-        claim: &crate::converge::claim_from_nobody,
-        seen: &crate::converge::nobody_seen,
-    });
+    let report = world.converge_with(&Request { scope: Scope::Only(scope), ..everything(&desired) });
     assert_eq!(changed(&report), ["file[/d/f7]"]);
     // The named ones, and what the one that differs requires.
     assert_eq!(report.resources.len(), N_FILES + 1);

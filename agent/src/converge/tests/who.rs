@@ -14,9 +14,7 @@ fn dpkg() -> Actor {
 
 fn run(world: &mut World, desired: &DesiredState, cause: Cause, mode: Mode, by: &Actor) -> RunReport {
     let seen = |_: &ResourceId| Some(by.clone());
-    let scope = Scope::Everything;
-    let (hold, claim) = (&hold_nothing, &claim_from_nobody);
-    world.converge_with(&Request { desired, scope, cause, mode, hold, claim, seen: &seen })
+    world.converge_with(&Request { cause, mode, seen: &seen, ..everything(desired) })
 }
 
 #[test]
