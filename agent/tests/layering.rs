@@ -109,7 +109,7 @@ const RULES: &[Rule] = &[
             "spool",
             "policy/trust/store.rs",
             "policy/trust.rs",
-            "agent/mod.rs",
+            "agent/sockets.rs",
             "courier",
             "cli",
         ],
