@@ -41,6 +41,43 @@ fn write(path: impl AsRef<Path>, content: &str) {
 }
 
 #[test]
+fn whatever_comes_in_a_directory_is_announced_to_who_cares_for_all_of_it() {
+    for_each_source(|sources| {
+        let guard = Guard::new(sources, &["/d/", "/d/t"], |root| {
+            fs::create_dir(root.join("d")).unwrap();
+            write(root.join("d/t"), "good");
+        });
+        let announced = |act: &dyn Fn(&Path)| {
+            guard.settle();
+            act(guard.dir.path());
+            guard.expect("/d/");
+        };
+        announced(&|root| write(root.join("d/new"), ""));
+        announced(&|root| fs::hard_link(root.join("d/t"), root.join("d/second")).unwrap());
+        announced(&|root| fs::rename(root.join("d/new"), root.join("d/renamed")).unwrap());
+        announced(&|root| symlink("x", root.join("d/link")).unwrap());
+        announced(&|root| fs::create_dir(root.join("d/sub")).unwrap());
+        // The directory is another one.
+        announced(&|root| {
+            fs::rename(root.join("d"), root.join("gone")).unwrap();
+            fs::create_dir(root.join("d")).unwrap();
+            write(root.join("d/other"), "");
+        });
+        guard.settle();
+        write(guard.at("/d/other"), "changed");
+        write(guard.at("/d/.rekindle-0123456789abcdef.tmp"), "ours");
+        guard.expect_silence();
+        // A name that somebody cares for by itself is theirs.
+        write(guard.at("/d/t"), "good");
+        guard.expect_hints(|hint| {
+            let rekindle::watch::Hint::Look(look) = hint else { return true };
+            assert!(!look.contains(&watch_common::id("/d/")), "{look:?}");
+            look.contains(&watch_common::id("/d/t"))
+        });
+    });
+}
+
+#[test]
 fn a_write_in_place_is_announced() {
     for_each_source(|sources| {
         check(sources, |root| write(root.join("d/t"), "evil"));

@@ -11,7 +11,7 @@ use crate::converge::health::{Answer, Input};
 use crate::host;
 use crate::policy::compile::Inputs;
 use crate::policy::facts::HostView;
-use crate::resource::{ResourceId, UnitName, chain};
+use crate::resource::{Desired, Resource, ResourceId, UnitName, chain};
 use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
 use crate::watch::{Interest, SharedPath};
 
@@ -53,6 +53,9 @@ impl Worker {
         self.health = health;
         self.remember_health();
         let (interests, units) = self.interests(&in_force);
+        let needs_scans = |resource: &&Resource| matches!(&resource.desired, Desired::Directory(d) if d.needs_scans());
+        let scanned = in_force.state.resources().iter().filter(needs_scans).map(|resource| resource.id.clone());
+        self.shared.status().scanned_trees = scanned.collect();
         if self.revisions.settled.as_ref() == Some(&revision) {
             self.declare_files(&in_force);
         } else {
@@ -77,6 +80,9 @@ impl Worker {
             let watched = resource.watched();
             for path in &watched.paths {
                 watch(path.into(), &resource.id);
+            }
+            for directory in &watched.entries {
+                watch(format!("{directory}/").as_str().into(), &resource.id);
             }
             if watched.accounts {
                 for path in &accounts {

@@ -248,7 +248,8 @@ impl Worker {
                 Ok(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
             }
             Stood::Directory { permissions } => {
-                let ensure = Ensure::Present(ownership(permissions).into());
+                let spec = directory::Spec { ownership: ownership(permissions).into(), rules: None };
+                let ensure = Ensure::Present(spec);
                 Ok(Desired::Directory(directory::Desired { path, ensure }))
             }
             Stood::Link { target } => Ok(Desired::Symlink(symlink::Desired { path, ensure: Ensure::Present(target) })),
@@ -303,7 +304,8 @@ fn describe(desired: &Desired) -> String {
         return format!("{} bytes, {owner}:{group} {mode}", spec.content.len());
     }
     if let Desired::Directory(directory::Desired { ensure: Ensure::Present(spec), .. }) = desired {
-        return format!("{}:{} {}", spec.owner, spec.group, spec.mode);
+        let Ownership { owner, group, mode } = &*spec.ownership;
+        return format!("{owner}:{group} {mode}");
     }
     if let Desired::Symlink(symlink::Desired { ensure: Ensure::Present(target), .. }) = desired {
         return format!("to {target}");

@@ -51,6 +51,10 @@ pub struct Status {
     /// Files that the guard puts back at once, now.
     #[serde(default)]
     pub n_guarded: usize,
+    /// Directories with rules for what is beneath them that hold in subdirectories as well, where no event is looked for: full
+    /// scans find what differs there.
+    #[serde(default)]
+    pub scanned_trees: Vec<ResourceId>,
     /// What the agent does right now; empty when idle.
     pub activity: String,
     /// The last run.
@@ -245,6 +249,7 @@ impl Status {
             n_watched: 0,
             watches: WatchCounts::default(),
             n_guarded: 0,
+            scanned_trees: Vec::new(),
             activity: String::new(),
             last_run: None,
             verified: None,

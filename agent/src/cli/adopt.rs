@@ -181,7 +181,7 @@ fn adopt_path(
         }
         (Desired::Directory(desired), Stood::Directory { .. }) => {
             let declared = match &desired.ensure {
-                Ensure::Present(ownership) => Some(&**ownership),
+                Ensure::Present(spec) => Some(&*spec.ownership),
                 Ensure::Absent => {
                     changes.push(("state".to_owned(), New::Gone));
                     None

@@ -164,6 +164,9 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
         let files = if status.n_guarded == 1 { "file" } else { "files" };
         out.line(format_args!("guarding   {} {files}, put back at once from copies", status.n_guarded))?;
     }
+    for resource in &status.scanned_trees {
+        out.line(format_args!("scanning   {resource}: owners and modes in subdirectories, with full scans only"))?;
+    }
     if !status.activity.is_empty() {
         out.line(format_args!("now        {}", status.activity))?;
     }

@@ -110,6 +110,11 @@ fn refuse_what_cannot_be_undone(entry: &HistoryEntry, places: &[Place]) -> Resul
                 "#{id} changed nothing: it only says that {resource} was out of sync\nhint: `rekindle adopt {id}` makes what is there policy"
             )
         }
+        _ if places.is_empty() && kept_in(entry).is_some() => format!(
+            "#{id} moved several things away: put back what you want with `mv`\n\
+             hint: `{}/manifest` says where each was; `rekindle pause` first, or declare or `keep` it, or it goes again",
+            kept_in(entry).unwrap_or_default()
+        ),
         _ if places.is_empty() => format!(
             "#{id} cannot be undone: what a step on {resource} replaced is not held by a path alone, or was not recorded\n\
              hint: change the policy; `rekindle history {id}` shows what differed"
@@ -118,6 +123,15 @@ fn refuse_what_cannot_be_undone(entry: &HistoryEntry, places: &[Place]) -> Resul
         _ => return Ok(()),
     };
     Err(CliError::refused(why))
+}
+
+/// Where what a purge removed is kept.
+fn kept_in(entry: &HistoryEntry) -> Option<&str> {
+    let kept = entry.changes.iter().find(|change| change.attribute == "kept")?;
+    match &kept.detail {
+        ChangeDetail::Value { to, .. } => to.as_deref(),
+        ChangeDetail::Text { .. } | ChangeDetail::Opaque { .. } => None,
+    }
 }
 
 /// What there is to put back, once it is sure that it can be.

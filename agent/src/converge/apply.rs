@@ -9,6 +9,7 @@
 mod files;
 mod packages;
 mod pay;
+mod purge;
 mod validate;
 
 pub use validate::Validated;
@@ -226,24 +227,26 @@ impl<'a> Run<'a, '_> {
                 let step = self.note(resource, "indeterminate", None, &reason, None);
                 report(resource, step, Outcome::Indeterminate { reason })
             }
-            Verdict::Drift(drift) => match left_alone(self.request, resource) {
-                Some(why) => {
-                    let who = self.who(resource);
-                    let step = self.note(resource, "reported", Some(&drift), &why, who.as_deref());
-                    let Drift { action, changes } = drift;
-                    ResourceReport { who, ..report(resource, step, Outcome::Reported { changes, action, why }) }
+            Verdict::Drift(drift) => {
+                match left_alone(self.request, resource).or_else(|| resource::excess(&resource.desired, &sighting)) {
+                    Some(why) => {
+                        let who = self.who(resource);
+                        let step = self.note(resource, "reported", Some(&drift), &why, who.as_deref());
+                        let Drift { action, changes } = drift;
+                        ResourceReport { who, ..report(resource, step, Outcome::Reported { changes, action, why }) }
+                    }
+                    None => match &resource.desired {
+                        Desired::Package(_) => self.package_steps(resource, sighting, drift),
+                        Desired::File(_)
+                        | Desired::Directory(_)
+                        | Desired::Symlink(_)
+                        | Desired::User(_)
+                        | Desired::Group(_)
+                        | Desired::Service(_)
+                        | Desired::Setting(_) => self.step(resource, &sighting, drift),
+                    },
                 }
-                None => match &resource.desired {
-                    Desired::Package(_) => self.package_steps(resource, sighting, drift),
-                    Desired::File(_)
-                    | Desired::Directory(_)
-                    | Desired::Symlink(_)
-                    | Desired::User(_)
-                    | Desired::Group(_)
-                    | Desired::Service(_)
-                    | Desired::Setting(_) => self.step(resource, &sighting, drift),
-                },
-            },
+            }
         }
     }
 
@@ -268,13 +271,17 @@ impl<'a> Run<'a, '_> {
         self.done.get(id).and_then(|index| self.reports.get(*index)).map(|report| &report.outcome)
     }
 
-    fn step(&mut self, resource: &Resource, sighting: &Sighting, drift: Drift) -> ResourceReport {
+    fn step(&mut self, resource: &Resource, sighting: &Sighting, mut drift: Drift) -> ResourceReport {
         let clock = Instant::now();
         let time = Timestamp::now();
         let who = self.who(resource);
-        let allowed = self.validate(resource, &drift).and_then(|()| self.back_up(resource, sighting));
-        let backup = match allowed {
-            Ok(backup) => backup,
+        let purged = resource::purges(&resource.desired, sighting);
+        let begin =
+            |run: &Self| purged.map(|directory| run.begin_batch(directory).map(|batch| (directory, batch))).transpose();
+        let allowed = self.validate(resource, &drift).and_then(|()| begin(self));
+        let kept = allowed.and_then(|batch| self.back_up(resource, sighting).map(|backup| (backup, batch)));
+        let (backup, batch) = match kept {
+            Ok(kept) => kept,
             Err((error, signature)) => {
                 let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
                 self.forget_approvals();
@@ -283,6 +290,7 @@ impl<'a> Run<'a, '_> {
             }
         };
         let before = stood::places(&self.context.host.root, resource, sighting);
+        drift.changes.extend(batch.as_ref().and_then(|(_, batch)| self.kept(batch)));
         let steps = self.intend(&[Intent {
             resource: &resource.id,
             action: drift.action,
@@ -294,7 +302,10 @@ impl<'a> Run<'a, '_> {
             time,
         }]);
         let step = steps.first().copied();
-        let result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
+        let mut result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
+        if let Some((directory, batch)) = batch {
+            result = self.purge(directory, batch, result);
+        }
         self.epoch += 1;
         if result.is_err() {
             self.context.record.note_interrupted(&resource.id);
@@ -489,9 +500,10 @@ fn blocks(outcome: &Outcome) -> bool {
 /// the very same inode with the very same change time says that nothing was done.
 fn took_effect(before: &Sighting, after: &Sighting) -> bool {
     match &after.observed {
-        Observed::File(seen) | Observed::Directory(seen) | Observed::Symlink(seen) | Observed::Setting(seen) => {
+        Observed::File(seen) | Observed::Symlink(seen) | Observed::Setting(seen) => {
             !matches!(seen, Observation::Present(_)) || before.observed != after.observed
         }
+        Observed::Directory(seen) => !matches!(seen, Observation::Present(_)) || before.observed != after.observed,
         Observed::User(_) | Observed::Group(_) => before.observed != after.observed,
         // A package manager's or a service manager's success is only a claim: a unit may fail right after its start.
         Observed::Package(_) | Observed::Service(_) => false,

@@ -12,7 +12,7 @@ use crate::config::Mode;
 use crate::host::Host;
 use crate::policy::DesiredState;
 use crate::record::Record;
-use crate::resource::{ResourceId, Snapshot, Verdict, chain};
+use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
 
 mod apply;
 mod first;
@@ -110,7 +110,7 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
         if selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
             continue;
         }
-        let (_, verdict) = apply::look(host, &mut snapshot, desired, resource);
+        let (sighting, verdict) = apply::look(host, &mut snapshot, desired, resource);
         let is_target = targets.is_none_or(|targets| targets.contains(&resource.id));
         if !is_target && verdict == Verdict::InSync {
             continue;
@@ -120,6 +120,7 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             Mode::Noop => (request.hold)(&resource.id),
             Mode::Enforce => apply::left_alone(request, resource),
         };
+        let held = held.or_else(|| resource::excess(&resource.desired, &sighting));
         findings.push(plan::Finding { resource, verdict, held, validator: desired.validator(&resource.id) });
     }
     let debts = match record.map(Record::debts) {

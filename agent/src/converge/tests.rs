@@ -8,6 +8,7 @@ mod laws;
 mod paths;
 mod runs;
 mod settings;
+mod trees;
 mod users;
 mod verified;
 mod who;
@@ -196,7 +197,8 @@ fn no_file(path: &str) -> Resource {
 
 fn a_directory(path: &str) -> Resource {
     let spec = Ownership { owner: Principal::Agent, group: Principal::Agent, mode: Permission::from_bits(0o750) };
-    let desired = directory::Desired { path: abs(path), ensure: Ensure::Present(Arc::new(spec)) };
+    let spec = directory::Spec { ownership: Arc::new(spec), rules: None };
+    let desired = directory::Desired { path: abs(path), ensure: Ensure::Present(spec) };
     resource(Kind::Directory, path, Desired::Directory(desired))
 }
 

@@ -5,6 +5,7 @@
 //! stateful fake implementation each; child processes through [`exec`] alone.
 
 pub mod accounts;
+pub mod attic;
 pub mod background;
 pub mod exec;
 pub mod facts;

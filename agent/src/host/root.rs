@@ -9,6 +9,7 @@ mod attributes;
 mod labels;
 mod metadata;
 pub(in crate::host) mod resolve;
+mod ruling;
 mod temporary;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,9 @@ use rustix::io::Errno;
 pub use attributes::{Extras, Mislabel, Noteworthy, noteworthy};
 pub(in crate::host) use attributes::{hand_on, succeed};
 pub use metadata::{FileType, Flags, Metadata, Permissions};
+pub use ruling::Ruling;
+pub(in crate::host) use ruling::clear_flags_at;
+pub(crate) use temporary::is_temporary;
 
 use super::selinux::Labels;
 use crate::resource::{AbsPath, Mode};
@@ -35,7 +39,7 @@ pub(crate) use labels::is_labelled_like;
 pub(crate) use metadata::{metadata_at, metadata_of_open, mount_of, stat_at, stat_of};
 use metadata::{metadata_of_path, open_again, open_path, through};
 use resolve::Place;
-use temporary::{Temporary, is_temporary};
+use temporary::Temporary;
 
 /// The root of a managed file system: `/` in production, a temporary directory in tests, an image tree when baking.
 ///
@@ -503,7 +507,7 @@ fn readable(dir: &impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
         .map_err(io::Error::from)
 }
 
-fn names_in(dir: &OwnedFd, limit: usize) -> io::Result<Vec<OsString>> {
+pub(in crate::host) fn names_in(dir: &OwnedFd, limit: usize) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::new(readable(dir)?)? {
         let entry = entry?;

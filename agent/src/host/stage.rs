@@ -27,7 +27,7 @@ use super::root::{
 use crate::resource::Content;
 
 /// Name of the stage of a mount that the state directory is not on, in the mount's own root.
-const FOREIGN_STAGE: &str = ".rekindle-stage";
+pub const FOREIGN_STAGE: &str = ".rekindle-stage";
 
 /// Prefix of what is being written.
 const UNFINISHED: &str = "new-";
@@ -314,7 +314,7 @@ fn unfinished(name: &str) -> String {
 }
 
 /// `home`, when it is (or will be made) on the mount.
-fn place_at_home(home: &Path, mount: u64) -> Result<Option<PathBuf>, Unfit> {
+pub(super) fn place_at_home(home: &Path, mount: u64) -> Result<Option<PathBuf>, Unfit> {
     let parent = home.parent().unwrap_or(home);
     let parent = open_directory(parent).map_err(io_error("open the state directory"))?;
     let on_mount = mount_of(parent.as_fd()).map_err(io_error("look at the state directory"))? == mount;
@@ -322,7 +322,7 @@ fn place_at_home(home: &Path, mount: u64) -> Result<Option<PathBuf>, Unfit> {
 }
 
 /// The topmost directory of the mount that `directory` is on, or the managed root when that comes first.
-fn top_of_mount(root: &Root, directory: BorrowedFd<'_>, mount: u64) -> io::Result<PathBuf> {
+pub(super) fn top_of_mount(root: &Root, directory: BorrowedFd<'_>, mount: u64) -> io::Result<PathBuf> {
     let managed = stat_of(&root.as_fd())?.identity;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut here = rustix::fs::openat(directory, ".", flags, KernelMode::empty())?;
@@ -337,7 +337,7 @@ fn top_of_mount(root: &Root, directory: BorrowedFd<'_>, mount: u64) -> io::Resul
 }
 
 /// Makes a directory that only the agent's user may enter, unless something is there.
-fn make_private(path: &Path) -> Result<(), Unfit> {
+pub(super) fn make_private(path: &Path) -> Result<(), Unfit> {
     match rustix::fs::mkdirat(CWD, path, KernelMode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(io_error("make the stage")(errno.into())),
@@ -345,7 +345,7 @@ fn make_private(path: &Path) -> Result<(), Unfit> {
 }
 
 /// Opens a directory by a path of which no part may be a link.
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat2(CWD, path, flags, KernelMode::empty(), ResolveFlags::NO_MAGICLINKS) {
         Err(Errno::NOSYS | Errno::PERM) => {

@@ -29,6 +29,10 @@ pub(super) enum Shape {
     Texts,
     /// One of these strings.
     Word(&'static [&'static str]),
+    /// `true`, `false` or one of these strings.
+    Switch(&'static [&'static str]),
+    /// A whole number from 1 up.
+    Count,
     /// A table with these keys.
     Table(&'static [Attribute]),
     /// Values by key, or by section and key; [`super::compile`] looks at them more closely.
@@ -48,6 +52,8 @@ impl Shape {
             Self::Account => "a name or a number from 0 to 4294967294".to_owned(),
             Self::Texts => "an array of strings".to_owned(),
             Self::Word(words) => format!("one of {}", quoted(words.iter().copied())),
+            Self::Switch(words) => format!("true, false or one of {}", quoted(words.iter().copied())),
+            Self::Count => format!("a number from 1 to {MAX_COUNT}"),
             Self::Table(attributes) => {
                 format!("a table with {}", quoted(attributes.iter().map(|attribute| attribute.name)))
             }
@@ -65,6 +71,8 @@ impl Shape {
             Self::Account => json!({ "anyOf": [Self::Text.to_json(), Self::Id.to_json()] }),
             Self::Texts => json!({ "type": "array", "items": Self::Text.to_json() }),
             Self::Word(words) => json!({ "enum": words }),
+            Self::Switch(words) => json!({ "anyOf": [Self::Bool.to_json(), Self::Word(words).to_json()] }),
+            Self::Count => json!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT }),
             Self::Table(attributes) => table_to_json(attributes.iter()),
             Self::Values => {
                 let scalar = json!({ "type": ["string", "integer", "boolean"] });
@@ -89,6 +97,9 @@ impl Shape {
 
 /// Above it is `-1`, which the system calls read as "leave it".
 const MAX_ID: u32 = u32::MAX - 1;
+
+/// Largest number of things.
+const MAX_COUNT: u32 = 1_000_000_000;
 
 /// One key of a table.
 #[derive(Debug, Clone, Copy)]
@@ -147,7 +158,41 @@ const FILE: &[Attribute] = &[
         "Program and arguments that must succeed before new content is put in place; `{}` stands for the path. It sees all files of the run as they will be, and nobody else does. Never a line for a shell.",
     ),
 ];
-const DIRECTORY: &[Attribute] = &[STATE, FILE_OWNER, FILE_GROUP, MODE];
+const DIRECTORY: &[Attribute] = &[
+    STATE,
+    FILE_OWNER,
+    FILE_GROUP,
+    MODE,
+    attribute(
+        "purge",
+        Shape::Switch(&["recursive"]),
+        "`true`: what is in the directory, is no directory and is not declared is drift, and is moved to the attic. \
+         `\"recursive\"`: whatever is beneath it, directories with everything in them included. `false`: a recursive purge of a \
+         directory above ends here. Default: nothing is looked at.",
+    ),
+    attribute(
+        "keep",
+        Shape::Texts,
+        "What a purge leaves alone: names and patterns of names, or with a slash of paths from the directory. `*` and `?` match \
+         within a name, `**` any number of directories.",
+    ),
+    attribute(
+        "purge_limit",
+        Shape::Count,
+        "Most entries that a purge removes at once; if there are more, they are reported and none is removed. Default 1000.",
+    ),
+    attribute(
+        "recurse",
+        Shape::Table(&[
+            attribute("owner", Shape::Account, "Owner of everything, by name or id."),
+            attribute("group", Shape::Account, "Group of everything, by name or id."),
+            attribute("file_mode", Shape::Text, "Permission bits of regular files: four octal digits."),
+            attribute("directory_mode", Shape::Text, "Permission bits of directories: four octal digits."),
+        ]),
+        "Owner, group and modes of everything beneath the directory that is not declared itself; links, special files and other \
+         file systems excepted. What is left out is not looked at. Changes in subdirectories are noticed by full scans only.",
+    ),
+];
 const SYMLINK: &[Attribute] = &[STATE, attribute("target", Shape::Text, "What the link holds; it need not exist.")];
 const USER: &[Attribute] = &[
     STATE,
@@ -227,7 +272,7 @@ const SETTING: &[Attribute] = &[
 /// Kinds of the language that this version does not have.
 const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount", "command", "sweep", "check"];
 /// Attributes of the language that this version does not have.
-const LATER_ATTRIBUTES: &[&str] = &["secret", "purge", "keep", "hold", "verify", "waiver"];
+const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify", "waiver"];
 
 fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
     match kind {
@@ -274,10 +319,10 @@ pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
     let attribute = attributes(kind).find(|attribute| attribute.name == name)?;
     match attribute.shape {
         Shape::Text | Shape::Word(_) => Some(Simple::Text),
-        Shape::Id => Some(Simple::Number),
+        Shape::Id | Shape::Count => Some(Simple::Number),
         Shape::Account => Some(Simple::Account),
         Shape::Bool => Some(Simple::Bool),
-        Shape::Texts | Shape::Table(_) | Shape::Values | Shape::Names | Shape::Includes => None,
+        Shape::Texts | Shape::Table(_) | Shape::Values | Shape::Names | Shape::Includes | Shape::Switch(_) => None,
     }
 }
 
@@ -393,6 +438,19 @@ impl<'v> Fields<'v> {
 
     pub(super) fn boolean(&self, name: &str) -> Option<bool> {
         self.get(name)?.value.get_ref().as_bool()
+    }
+
+    /// A number of things.
+    pub(super) fn count(&self, name: &str) -> Option<u64> {
+        as_id(self.get(name)?.value.get_ref()).map(u64::from)
+    }
+
+    /// A table in this one. Its mistakes were reported with those of this one.
+    pub(super) fn table(&self, name: &str) -> Option<(Fields<'v>, Place)> {
+        let value = self.get(name)?.value;
+        let table = value.get_ref().as_table()?;
+        let fields = Fields { source: Arc::clone(&self.source), table, left_out: Vec::new(), is_damaged: false };
+        Some((fields, self.place(value.span())))
     }
 
     pub(super) fn id(&self, name: &str) -> Option<(u32, Place)> {
@@ -533,6 +591,8 @@ fn has_shape(
         Shape::Names => inner.is_array() || inner.is_table(),
         Shape::Id => as_id(inner).is_some(),
         Shape::Account => inner.is_str() || as_id(inner).is_some(),
+        Shape::Count => as_id(inner).is_some_and(|count| (1..=MAX_COUNT).contains(&count)),
+        Shape::Switch(_) if inner.is_bool() => true,
         Shape::Texts => match inner.as_array() {
             None => false,
             Some(array) => {
@@ -543,7 +603,7 @@ fn has_shape(
                 return wrong.is_empty();
             }
         },
-        Shape::Word(words) => match inner.as_str() {
+        Shape::Word(words) | Shape::Switch(words) => match inner.as_str() {
             None => false,
             Some(word) if words.contains(&word) => true,
             Some(word) => {
@@ -572,7 +632,7 @@ fn has_shape(
             diagnostic =
                 diagnostic.hint("write each word as a string: [\"/usr/sbin/sshd\", \"-t\"]; there is no shell");
         }
-        if attribute.name == "mode" {
+        if attribute.name.ends_with("mode") {
             diagnostic = diagnostic.hint("write the mode in quotes, as four octal digits");
         }
         out.push(diagnostic);

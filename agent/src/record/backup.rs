@@ -41,6 +41,11 @@ impl BackupStore {
         Ok(Self { directory: directory.to_path_buf(), capacity: CAPACITY, total: None, n_written: 0 })
     }
 
+    /// The attic beside the store.
+    pub(super) fn attic(&self) -> PathBuf {
+        self.directory.with_file_name("attic")
+    }
+
     /// Another handle of an open store. Each counts for itself how full it is, so together they may keep twice as much for a
     /// while.
     pub(super) fn open_beside(directory: &Path) -> Self {

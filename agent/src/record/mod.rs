@@ -210,6 +210,11 @@ impl Record {
         self.backups.is_some()
     }
 
+    /// Where things that are removed whole go, on the mount of the state directory; `None` when nothing is kept.
+    pub fn attic(&self) -> Option<PathBuf> {
+        self.backups.as_ref().map(BackupStore::attic)
+    }
+
     /// The last write that did not succeed since this was last asked, for the log and `rekindle status`.
     pub fn take_trouble(&mut self) -> Option<String> {
         self.trouble.take()

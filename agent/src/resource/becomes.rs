@@ -11,7 +11,7 @@ pub fn becomes(root: &Root, desired: &Desired, names: Names) -> Option<Candidate
         (&file.path, of_file(root, file, names)?)
     } else if let Desired::Directory(directory) = desired {
         let becomes = match &directory.ensure {
-            Ensure::Present(spec) => Becomes::Directory(permissions(&directory.path, spec, names)?),
+            Ensure::Present(spec) => Becomes::Directory(permissions(&directory.path, &spec.ownership, names)?),
             Ensure::Absent => Becomes::Absent,
         };
         (&directory.path, becomes)

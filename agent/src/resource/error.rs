@@ -5,6 +5,7 @@ use std::io;
 use super::AbsPath;
 use crate::host::accounts::AccountError;
 use crate::host::packages::PackageError;
+use crate::host::tree::WalkError;
 use crate::host::units::UnitError;
 
 /// A step that did not succeed. `Display` never repeats the source: print the chain with [`ApplyError::chain`].
@@ -40,6 +41,15 @@ pub enum ApplyError {
         why: String,
         /// What a person can do about it.
         hint: &'static str,
+    },
+    /// Something beneath a directory that has rules.
+    #[error("cannot put in order what is beneath `{path}`")]
+    Beneath {
+        /// The directory.
+        path: AbsPath,
+        /// What, and why.
+        #[source]
+        source: WalkError,
     },
     /// An owner or group that the host does not have.
     #[error("cannot set the owner of `{path}`: the host has no {what} named `{name}` (hint: declare {what}[{name}])")]
@@ -122,6 +132,7 @@ impl ApplyError {
             Self::Path { operation, source, .. } => format!("{operation}: {}", io_class(source)),
             Self::NotEmpty { .. } => "remove: directory not empty".to_owned(),
             Self::NotEditable { hint, .. } => format!("edit: {hint}"),
+            Self::Beneath { source, .. } => format!("{}: {}", source.operation, io_class(&source.source)),
             Self::NoSuchPrincipal { what, .. } => format!("chown: no such {what}"),
             Self::UnsafeHome { .. } => "write: unsafe home directory".to_owned(),
             Self::Protected { operation, .. } => format!("{operation}: protected"),

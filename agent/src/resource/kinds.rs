@@ -17,6 +17,8 @@ pub struct Sighting {
     pub observed: Observed,
     /// What the desired owner and group stand for on this host.
     pub names: Names,
+    /// What the owner and group of its rule for what is beneath it stand for.
+    pub ruled: Names,
     /// Parents of an absent path that do not exist either, outermost first.
     pub missing_parents: Vec<AbsPath>,
 }
@@ -26,7 +28,7 @@ pub struct Sighting {
 #[expect(missing_docs, reason = "each variant is the observation of the kind of its name")]
 pub enum Observed {
     File(Observation<place::Observed>),
-    Directory(Observation<place::Observed>),
+    Directory(Observation<directory::Observed>),
     Symlink(Observation<place::Observed>),
     User(Box<Observation<user::Observed>>),
     Group(Observation<group::Observed>),
@@ -40,6 +42,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
     let mut sighting = Sighting {
         observed: Observed::Group(Observation::Absent),
         names: Names::default(),
+        ruled: Names::default(),
         missing_parents: Vec::new(),
     };
     let root = &host.root;
@@ -53,9 +56,17 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
             sighting.observed = Observed::File(seen);
         }
         Desired::Directory(directory) => {
-            let mut seen = directory::observe(root, directory);
+            let recurse = directory.rules().and_then(|rules| rules.recurse.as_ref());
+            let (owner, group) = recurse.map_or((None, None), |rule| (rule.owner.as_ref(), rule.group.as_ref()));
+            let mut seen = match Names::of(host, snapshot, owner, group) {
+                Ok(ruled) => {
+                    sighting.ruled = ruled;
+                    directory::observe(root, directory, ruled)
+                }
+                Err(why) => Observation::Unknown(why),
+            };
             if let Ensure::Present(spec) = &directory.ensure {
-                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, spec));
+                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.ownership));
                 add_parents(&mut seen, &mut sighting, root, &directory.path);
             }
             sighting.observed = Observed::Directory(seen);
@@ -86,15 +97,15 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
 }
 
 /// Names that could not be looked up make the whole observation unknown: an owner must never be guessed.
-fn add_names(seen: &mut Observation<place::Observed>, sighting: &mut Sighting, names: Result<Names, String>) {
+fn add_names<T>(seen: &mut Observation<T>, sighting: &mut Sighting, names: Result<Names, String>) {
     match names {
         Ok(names) => sighting.names = names,
         Err(why) => *seen = Observation::Unknown(why),
     }
 }
 
-fn add_parents(seen: &mut Observation<place::Observed>, sighting: &mut Sighting, root: &Root, path: &AbsPath) {
-    if *seen == Observation::Absent {
+fn add_parents<T>(seen: &mut Observation<T>, sighting: &mut Sighting, root: &Root, path: &AbsPath) {
+    if matches!(seen, Observation::Absent) {
         match place::missing_parents(root, path) {
             Ok(missing) => sighting.missing_parents = missing,
             Err(e) => *seen = Observation::Unknown(format!("cannot look for the parents of `{path}`: {e}")),
@@ -104,7 +115,7 @@ fn add_parents(seen: &mut Observation<place::Observed>, sighting: &mut Sighting,
 
 /// Compares what was seen with what is desired. Pure.
 pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
-    let Sighting { observed, names, missing_parents } = sighting;
+    let Sighting { observed, names, missing_parents, .. } = sighting;
     match (desired, observed) {
         (Desired::File(d), Observed::File(o)) => file::diff(d, o, *names, missing_parents),
         (Desired::Directory(d), Observed::Directory(o)) => directory::diff(d, o, *names, missing_parents),
@@ -135,10 +146,10 @@ pub fn apply(
     desired: &Desired,
     sighting: &Sighting,
 ) -> Result<(), ApplyError> {
-    let Sighting { observed, names, .. } = sighting;
+    let Sighting { observed, names, ruled, .. } = sighting;
     match (desired, observed) {
         (Desired::File(d), Observed::File(o)) => file::apply(&host.root, d, o, *names),
-        (Desired::Directory(d), Observed::Directory(o)) => directory::apply(&host.root, d, o, *names),
+        (Desired::Directory(d), Observed::Directory(o)) => directory::apply(&host.root, d, o, *names, *ruled),
         (Desired::Symlink(d), Observed::Symlink(o)) => symlink::apply(&host.root, d, o),
         (Desired::User(d), Observed::User(o)) => user::apply(host, snapshot, d, o),
         (Desired::Group(d), Observed::Group(o)) => group::apply(host, snapshot, d, o),
@@ -156,6 +167,22 @@ pub fn apply(
             | Desired::Setting(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
+    }
+}
+
+/// Why a difference is to be left as it is whatever the policy says of drift, if so.
+pub fn excess(desired: &Desired, sighting: &Sighting) -> Option<String> {
+    match (desired, &sighting.observed) {
+        (Desired::Directory(d), Observed::Directory(o)) => directory::excess(d, o),
+        _ => None,
+    }
+}
+
+/// The directory from which a step removes what nobody declares, if it is such a step.
+pub fn purges<'a>(desired: &'a Desired, sighting: &Sighting) -> Option<&'a directory::Desired> {
+    match (desired, &sighting.observed) {
+        (Desired::Directory(d), Observed::Directory(o)) => directory::purges(o).then_some(d),
+        _ => None,
     }
 }
 
@@ -183,7 +210,7 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
             };
             (&d.path, o, same)
         }
-        (Desired::Directory(d), Observed::Directory(Observation::Present(o))) => (&d.path, o, false),
+        (Desired::Directory(d), Observed::Directory(Observation::Present(o))) => (&d.path, &o.place, false),
         (Desired::Symlink(d), Observed::Symlink(Observation::Present(o))) => (&d.path, o, false),
         (Desired::Setting(d), Observed::Setting(Observation::Present(o))) => {
             // What cannot be edited is not touched.
@@ -220,6 +247,8 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
 pub struct Watched {
     /// Paths whose existence, content or metadata matter.
     pub paths: Vec<AbsPath>,
+    /// Directories in which it matters that a name comes that nobody declares.
+    pub entries: Vec<AbsPath>,
     /// Whether the account databases matter.
     pub accounts: bool,
     /// Whether the package database matters.
@@ -234,7 +263,10 @@ impl Resource {
         let mut watched = Watched::default();
         match &self.desired {
             Desired::File(d) => watched.paths.push(d.path.clone()),
-            Desired::Directory(d) => watched.paths.push(d.path.clone()),
+            Desired::Directory(d) => {
+                watched.paths.push(d.path.clone());
+                watched.entries = d.watched_entries();
+            }
             Desired::Symlink(d) => watched.paths.push(d.path.clone()),
             Desired::User(d) => {
                 watched.accounts = true;

@@ -31,7 +31,7 @@ pub use becomes::becomes;
 pub use content::Content;
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
-pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, observe, replaced};
+pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};
 pub use stood::Stood;

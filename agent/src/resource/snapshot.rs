@@ -58,15 +58,27 @@ pub struct Names {
 impl Names {
     /// Looks both up. The databases are read only when one of them is a name.
     pub fn resolve(host: &Host, snapshot: &mut Snapshot, ownership: &Ownership) -> Result<Self, String> {
-        let uid = match &ownership.owner {
-            Principal::Agent => Some(rustix::process::geteuid().as_raw()),
-            Principal::Id(id) => Some(*id),
-            Principal::Name(name) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
+        Self::of(host, snapshot, Some(&ownership.owner), Some(&ownership.group))
+    }
+
+    /// Looks up one, both or none.
+    pub fn of(
+        host: &Host,
+        snapshot: &mut Snapshot,
+        owner: Option<&Principal>,
+        group: Option<&Principal>,
+    ) -> Result<Self, String> {
+        let uid = match owner {
+            None => None,
+            Some(Principal::Agent) => Some(rustix::process::geteuid().as_raw()),
+            Some(Principal::Id(id)) => Some(*id),
+            Some(Principal::Name(name)) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
         };
-        let gid = match &ownership.group {
-            Principal::Agent => Some(rustix::process::getegid().as_raw()),
-            Principal::Id(id) => Some(*id),
-            Principal::Name(name) => snapshot.accounts(host)?.group(name).map(|g| g.gid),
+        let gid = match group {
+            None => None,
+            Some(Principal::Agent) => Some(rustix::process::getegid().as_raw()),
+            Some(Principal::Id(id)) => Some(*id),
+            Some(Principal::Name(name)) => snapshot.accounts(host)?.group(name).map(|g| g.gid),
         };
         Ok(Self { uid, gid })
     }

@@ -194,7 +194,18 @@ pub fn places(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(Abs
     use super::Observed as Seen;
     let seen = match (&resource.desired, &sighting.observed) {
         (Desired::File(d), Seen::File(seen)) => Some((&d.path, seen)),
-        (Desired::Directory(d), Seen::Directory(seen)) => Some((&d.path, seen)),
+        (Desired::Directory(d), Seen::Directory(seen)) => {
+            // What a rule changes beneath a directory is held by no list of paths: the attic and its manifest have it.
+            let at_path = match seen {
+                Observation::Present(seen) if seen.beneath != super::directory::Beneath::default() => {
+                    return Vec::new();
+                }
+                Observation::Present(seen) => Observation::Present(seen.place.clone()),
+                Observation::Absent => Observation::Absent,
+                Observation::Unknown(why) => Observation::Unknown(why.clone()),
+            };
+            return Stood::of(&at_path).map(|stood| (d.path.clone(), stood)).into_iter().collect();
+        }
         (Desired::Symlink(d), Seen::Symlink(seen)) => Some((&d.path, seen)),
         _ => None,
     };

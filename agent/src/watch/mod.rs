@@ -49,7 +49,8 @@ pub use crate::host::process::Witness;
 /// A path that a resource depends on. Several resources may share one path, such as `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interest {
-    /// Absolute and normalised, as the managed host spells it; it need not exist.
+    /// Absolute and normalised, as the managed host spells it; it need not exist. With a slash at its end it means whatever
+    /// name comes in the directory and is nobody's interest by itself.
     pub path: SharedPath,
     /// Whom to look at when something happens to it.
     pub resource: ResourceId,

@@ -310,7 +310,13 @@ pub(super) fn glance(
     name: &OsStr,
     source: &mut Source,
 ) -> (Glance, Option<Result<Wd, ArmError>>) {
-    let stat = match statx(&directory.open.fd, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, WANTED) {
+    // No name means all of them: the directory's own times say that some came or went. Its watch announces them.
+    let (flags, is_all) = match name.is_empty() {
+        true => (AtFlags::EMPTY_PATH, true),
+        false => (AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, false),
+    };
+    let stat = match statx(&directory.open.fd, name, flags, WANTED) {
+        Ok(stat) if is_all => return (Glance::Present(identity(&stat)), None),
         Ok(stat) => stat,
         Err(Errno::NOENT) => return (Glance::Absent, None),
         Err(errno) => return (Glance::Unreadable(errno), None),

@@ -9,4 +9,5 @@ mod operator;
 mod orphans;
 mod policies;
 mod support;
+mod trees;
 mod who;

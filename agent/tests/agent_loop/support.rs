@@ -87,13 +87,19 @@ impl Host {
 
     /// Starts the agent with a policy that declares these files, and waits until it has looked at everything.
     pub(crate) fn guard(self, files: &[&str]) -> Running {
-        let policy = self.dir.path().join("policy");
-        std::fs::create_dir(&policy).unwrap();
-        let mut text = "[policy]\nname = \"test\"\n".to_owned();
+        let mut text = String::new();
         for file in files {
             text.push_str(&format!("[file.\"{file}\"]\ncontent = {GOOD:?}\n"));
             std::fs::create_dir_all(self.at(file).parent().unwrap()).unwrap();
         }
+        self.run(&text)
+    }
+
+    /// Starts the agent with a policy, and waits until it has looked at everything.
+    pub(crate) fn run(self, policy: &str) -> Running {
+        let text = format!("[policy]\nname = \"test\"\n{policy}");
+        let policy = self.dir.path().join("policy");
+        std::fs::create_dir(&policy).unwrap();
         write(&policy.join("policy.toml"), &text);
         let verified = verify(from_directory(&policy).unwrap(), &Trust::Operator, jiff::Timestamp::UNIX_EPOCH).unwrap();
         store(&verified, &self.settings.paths.policies()).unwrap();

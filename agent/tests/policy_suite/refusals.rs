@@ -99,6 +99,42 @@ fn syntax_keys_and_types() {
 }
 
 #[test]
+fn rules_over_trees() {
+    check(
+        "rules_over_trees",
+        Some(&host()),
+        &[
+            (
+                "[directory.'/etc/x.d']\npurge = 'all'\npurge_limit = 0\nkeep = 'README'\n",
+                &["unknown-value", "type", "type"],
+            ),
+            ("[directory.'/etc/x.d']\npurge = 1\n", &["type"]),
+            ("[directory.'/etc/x.d']\npurge = true\nkeep = ['', '/etc/x.d/a', '../a', 'a/', 'ok/*']\n", &["value"; 4]),
+            ("[directory.'/etc/x.d']\nkeep = ['README']\npurge_limit = 5\n", &["missing-key", "missing-key"]),
+            ("[directory.'/etc/x.d']\nstate = 'absent'\npurge = true\n", &["absent"]),
+            ("[directory.'/etc/x.d']\nrecurse = {}\n", &["missing-key"]),
+            (
+                "[directory.'/etc/x.d']\nrecurse = { ownr = 'root', owner = '12', file_mode = '644', directory_mode = 755 }\n",
+                &["unknown-key", "type"],
+            ),
+            ("[directory.'/etc/x.d']\nrecurse = { owner = '12', file_mode = '644' }\n", &["name", "mode"]),
+            ("[directory.'/etc/x.d']\nrecurse = { owner = 'nosuch' }\n", &["account"]),
+            ("[directory.'/']\npurge = true\nkeep = []\n", &["protected"]),
+            ("[directory.'/etc']\npurge = 'recursive'\nkeep = []\nrecurse = { group = 'root' }\n", &["protected"; 2]),
+            ("[directory.'/var/lib/rekindle/backup']\npurge = true\nkeep = []\n", &["protected"]),
+            (
+                "[user.app]\nhome = '/srv/app/home'\n[directory.'/srv/app']\npurge = 'recursive'\nrecurse = { owner = 'app' }\n",
+                &["protected", "purge"],
+            ),
+            ("[directory.'/etc/x.d']\npurge = true\n", &["purge"]),
+            ("[directory.'/etc/x.d']\npurge = true\n[file.'/etc/x.d/a/b']\ncontent = ''\n", &["purge"]),
+            ("[directory.'/etc/x.d']\npurge = true\n[file.'/etc/x.d/a']\ncontent = ''\n", &[]),
+            ("[directory.'/etc/x.d']\npurge = true\nkeep = []\n[directory.'/etc/x.d/a']\npurge = false\n", &[]),
+        ],
+    );
+}
+
+#[test]
 fn duplicates_and_conflicts() {
     check(
         "duplicates_and_conflicts",

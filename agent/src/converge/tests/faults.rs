@@ -15,13 +15,13 @@ const OLD: &str = "drifted\n";
 
 /// Runs a program that only root may, and which a test cannot do without.
 #[expect(clippy::disallowed_methods, reason = "the test plays the administrator")]
-fn run(program: &str, args: &[&str]) {
+pub(super) fn run(program: &str, args: &[&str]) {
     let output = std::process::Command::new(program).args(args).output().unwrap();
     assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Gives this thread mounts of its own. Whether the test may go on.
-fn with_own_mounts() -> bool {
+pub(super) fn with_own_mounts() -> bool {
     if !as_root() {
         return false;
     }
@@ -31,11 +31,11 @@ fn with_own_mounts() -> bool {
 }
 
 /// Takes a mount away at once: a program that another test is about to start may still hold what was opened there.
-fn unmount(path: &Path) {
+pub(super) fn unmount(path: &Path) {
     run("umount", &["--lazy", text(path)]);
 }
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -102,7 +102,8 @@ fn temporary_name() -> String {
     format!("{TEMPORARY_PREFIX}{}{TEMPORARY_SUFFIX}", crate::host::random_hex())
 }
 
-pub(super) fn is_temporary(name: &OsStr) -> bool {
+/// Whether a name is one of our own temporary ones.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
     name.to_str()
         .and_then(|name| name.strip_prefix(TEMPORARY_PREFIX)?.strip_suffix(TEMPORARY_SUFFIX))
         .is_some_and(|middle| middle.len() == 16 && middle.bytes().all(|b| b.is_ascii_hexdigit()))

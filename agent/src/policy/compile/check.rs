@@ -14,6 +14,7 @@ use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, f
 
 mod lockout;
 mod settings;
+mod trees;
 
 /// First uid and gid of people where the host does not say.
 const DEFAULT_MIN: u32 = 1000;
@@ -258,6 +259,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     accounts(graph, out);
     protected(graph, out);
     lockout::check(graph, out);
+    trees::check(graph, out);
 }
 
 fn duplicates(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
@@ -429,7 +431,11 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                 named.extend(owners(Some(&spec.ownership.owner), Some(&spec.ownership.group)));
             }
             Desired::Directory(directory::Desired { ensure: Ensure::Present(spec), .. }) => {
-                named.extend(owners(Some(&spec.owner), Some(&spec.group)));
+                named.extend(owners(Some(&spec.ownership.owner), Some(&spec.ownership.group)));
+                if let Some(rule) = spec.rules.as_ref().and_then(|rules| rules.recurse.as_ref()) {
+                    let of_rule = owners(rule.owner.as_ref(), rule.group.as_ref());
+                    named.extend(of_rule.map(|named| Named { attribute: "recurse", ..named }));
+                }
             }
             Desired::User(user) => {
                 if let Ensure::Present(spec) = &user.ensure {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+mod directory;
 mod program;
 
 use super::load::{Declaration, missing_file, resource_id};
@@ -17,7 +18,7 @@ use crate::policy::template::Engine;
 use crate::resource::place::Ownership;
 use crate::resource::{
     AbsPath, Argv, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal,
-    ResourceId, UnitName, UserName, directory, file, group, package, service, symlink, user,
+    ResourceId, UnitName, UserName, file, group, package, service, symlink, user,
 };
 
 /// One declaration with its own mistakes sorted out.
@@ -173,7 +174,13 @@ impl<'a, 'v> Reader<'a, 'v> {
     }
 
     fn mode(&mut self, default: u32) -> Result<Mode, Reported> {
-        let Some(text) = self.fields.text("mode") else { return Ok(Mode::from_bits(default)) };
+        match self.fields.text("mode") {
+            None => Ok(Mode::from_bits(default)),
+            Some(text) => self.parse_mode(&text),
+        }
+    }
+
+    fn parse_mode(&mut self, text: &Text<'_>) -> Result<Mode, Reported> {
         Mode::parse(text.text).map_err(|_| {
             let title = format!("`{}` is not a mode", text.text);
             self.refuse("mode", title, &text.place, "four octal digits, such as \"0644\"");
@@ -281,22 +288,6 @@ impl<'a, 'v> Reader<'a, 'v> {
                 Err(Reported)
             }
         }
-    }
-
-    fn directory(&mut self, is_absent: bool) -> Option<Desired> {
-        let path = self.path()?;
-        if is_absent {
-            return Some(Desired::Directory(directory::Desired { path, ensure: Ensure::Absent }));
-        }
-        let owner = self.principal("owner");
-        let group = self.principal("group");
-        let mode = self.mode(0o755);
-        let spec = self.shared.ownership(Ownership {
-            owner: owner.ok()?.unwrap_or(Principal::Agent),
-            group: group.ok()?.unwrap_or(Principal::Agent),
-            mode: mode.ok()?,
-        });
-        Some(Desired::Directory(directory::Desired { path, ensure: Ensure::Present(spec) }))
     }
 
     fn symlink(&mut self, is_absent: bool) -> Option<Desired> {

@@ -23,6 +23,7 @@
 //! - removals the other way round: a directory after what is removed from it, a group after the user of its name,
 //!   a package after its service is stopped
 
+mod beneath;
 mod check;
 mod load;
 mod lower;
@@ -97,6 +98,7 @@ pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Dia
             source: declaration.name.location(),
         });
     }
+    beneath::declare(&mut sorted);
     let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted)
         .with_orphans(loaded.orphans)
         .with_validators(validators);

@@ -102,10 +102,13 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
         }
         Desired::Directory(directory) => {
             let owners = match &directory.ensure {
-                Ensure::Present(spec) => Some(&**spec),
+                Ensure::Present(spec) => Some(&*spec.ownership),
                 Ensure::Absent => None,
             };
             path(graph, i, owners, builder);
+            if let Some(rule) = directory.rules().and_then(|rules| rules.recurse.as_ref()) {
+                owned_by(graph, i, rule.owner.as_ref(), rule.group.as_ref(), builder);
+            }
         }
         Desired::Symlink(_) => path(graph, i, None, builder),
         Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
@@ -173,18 +176,28 @@ fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<&Ownership>, builder: &m
         }
     }
     let Some(Ownership { owner, group, .. }) = owners else { return };
-    if let Principal::Name(owner) = owner {
-        builder.automatic(i, graph.find(&ResourceId::new(Kind::User, owner.as_str())), "the user owns it");
-    }
-    if let Principal::Name(group) = group {
-        builder.automatic(i, graph.group_provider(group), "the group owns it");
-    }
+    owned_by(graph, i, Some(owner), Some(group), builder);
     for prefix in PACKAGE_PARENTS {
         let rest = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
         if let Some(first) = rest.and_then(|rest| rest.split('/').next()) {
             let package = graph.package(first).filter(|package| !graph.is_absent(*package));
             builder.automatic(i, package, "the package owns the directory");
         }
+    }
+}
+
+fn owned_by(
+    graph: &Graph<'_, '_>,
+    i: usize,
+    owner: Option<&Principal>,
+    group: Option<&Principal>,
+    builder: &mut Builder,
+) {
+    if let Some(Principal::Name(owner)) = owner {
+        builder.automatic(i, graph.find(&ResourceId::new(Kind::User, owner.as_str())), "the user owns it");
+    }
+    if let Some(Principal::Name(group)) = group {
+        builder.automatic(i, graph.group_provider(group), "the group owns it");
     }
 }
 

@@ -6,12 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::{Spine, SpineId, Watch};
+use crate::host::root::is_temporary;
 use crate::watch::Witness;
 use crate::watch::source::{Event, Flags, Wd};
 
 /// Events after which a name may mean something else than before.
 const STRUCTURE: Flags =
     Flags::CREATE.union(Flags::DELETE).union(Flags::MOVED_FROM).union(Flags::MOVED_TO).union(Flags::ATTRIB);
+
+/// Events that bring a name.
+const COMES: Flags = Flags::CREATE.union(Flags::MOVED_TO);
 
 /// Events after which a watched inode is no longer where it was.
 const GONE: Flags = Flags::IGNORED.union(Flags::UNMOUNT).union(Flags::DELETE_SELF).union(Flags::MOVE_SELF);
@@ -69,7 +73,11 @@ pub(super) fn dispatch(
     }
     let inode = if changes_structure || event.flags.intersects(GONE) { Inode::PerhapsAnother } else { Inode::Same };
     let mut touched = |id: SpineId, name: &OsStr| {
-        if let Some(index) = spines.get(&id).and_then(|spine| spine.targets.find(name)) {
+        let Some(spine) = spines.get(&id) else { return };
+        // Whoever cares for all names of a directory is told of those that come, and nobody else speaks of.
+        let of_all =
+            || spine.targets.find(OsStr::new("")).filter(|_| event.flags.intersects(COMES) && !is_temporary(name));
+        if let Some(index) = spine.targets.find(name).or_else(of_all) {
             let unknown = Happened { inode, by: None };
             let happened = batch.touched.entry((id, index)).or_insert(unknown);
             happened.inode = inode.max(happened.inode);
