@@ -186,6 +186,9 @@ pub struct CheckInState {
     pub request: Option<String>,
     /// Whether a full convergence has succeeded since this incarnation was born.
     pub born_converged: bool,
+    /// Until when a change waits for an answer of the endpoint, so that the courier does not wait with the next check-in.
+    #[serde(default)]
+    pub confirming: Option<Timestamp>,
 }
 
 /// Slot `outbox/fetch.json`: an operator wants the policy pulled now.

@@ -35,7 +35,7 @@ impl Worker {
                     self.announce(AlertEvent::ConvergenceRestored, "everything converges again".to_owned());
                 }
                 Effect::RunEverything => self.tell(Event::RunEverything),
-                Effect::RollBack { bad } => self.roll_back(&bad),
+                Effect::RollBack { bad, because } => self.roll_back(&bad, &because),
                 Effect::Ask(request) => {
                     let summary = format!("asked to be reimaged: {}", request.summary);
                     self.announce(AlertEvent::ReimageRequested, summary);
@@ -70,7 +70,7 @@ impl Worker {
     }
 
     /// Puts the last good revision in force. If it cannot be loaded the newest stays, and its failures go on counting.
-    fn roll_back(&mut self, bad: &crate::policy::Revision) {
+    fn roll_back(&mut self, bad: &crate::policy::Revision, because: &str) {
         let Some(good) = self.load_last_good() else { return };
         let revision = good.state.revision().clone();
         self.note_orphans(&good.state);
@@ -83,7 +83,7 @@ impl Worker {
         self.announce(
             AlertEvent::PolicyRolledBack,
             format!(
-                "revision {} fails on this host; the last good one, {}, is in force again",
+                "revision {} fails on this host; the last good one, {}, is in force again: {because}",
                 bad.short(),
                 revision.short()
             ),

@@ -52,6 +52,9 @@ impl Worker {
             self.health.clone().next(Input::NewRevision(&revision), &self.settings.health, Timestamp::now(), random_id);
         self.health = health;
         self.remember_health();
+        if let Err(error) = self.record.forget_never_confirmed(&revision) {
+            self.record.note_trouble(&error);
+        }
         let (interests, units) = self.interests(&in_force);
         let needs_scans = |resource: &&Resource| matches!(&resource.desired, Desired::Directory(d) if d.needs_scans());
         let scanned = in_force.state.resources().iter().filter(needs_scans).map(|resource| resource.id.clone());

@@ -6,6 +6,7 @@
 //! again: a half-dead guard is worse than none.
 
 pub mod alerts;
+pub mod confirming;
 pub mod control;
 mod dirty;
 mod effects;

@@ -77,6 +77,9 @@ pub struct Status {
     /// Resources that somebody keeps changing: they are repaired ever more slowly.
     #[serde(default)]
     pub contested: Vec<ContestedStatus>,
+    /// Changes that wait for a proof that an operator can still get in.
+    #[serde(default)]
+    pub confirmations: Vec<ConfirmationStatus>,
     /// How many resources an earlier revision declared and the one in force does not.
     #[serde(default)]
     pub n_orphans: usize,
@@ -88,6 +91,17 @@ pub struct Status {
     pub storm_since: Option<Timestamp>,
     /// What went wrong inside the agent without stopping it, newest last.
     pub warnings: Vec<String>,
+}
+
+/// A change that waits for its proof.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfirmationStatus {
+    /// What was changed.
+    pub resource: ResourceId,
+    /// Until when it may come; absent while the run is not over.
+    pub until: Option<Timestamp>,
+    /// What proves it, in words.
+    pub by: String,
 }
 
 /// The policy in force.
@@ -259,6 +273,7 @@ impl Status {
             fetch: None,
             courier: None,
             contested: Vec::new(),
+            confirmations: Vec::new(),
             n_orphans: 0,
             orphans: Vec::new(),
             storm_since: None,

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::alerts::Speaker;
+use super::confirming::POLL;
 use super::fights::Fights;
 use super::metrics::numbers::{self, Numbers};
 use super::pauses::Told;
@@ -31,7 +32,7 @@ use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
-use crate::record::{Orphan, Pause, Record, RunLock};
+use crate::record::{Confirmation, Orphan, Pause, Record, RunLock};
 use crate::resource::{OnDrift, ResourceId, UnitName, chain};
 use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
 use crate::watch::Interest;
@@ -151,6 +152,8 @@ pub struct Worker {
     pub(super) announced_pauses: BTreeSet<i64>,
     pub(super) debts: Vec<converge::DebtReport>,
     pub(super) orphans: Vec<Orphan>,
+    /// Changes of this process that wait for a proof.
+    pub(super) waiting: Vec<Confirmation>,
     checkin: Option<CheckInState>,
     /// Whether something was done that takes much memory for a while.
     pub(super) untidy: bool,
@@ -211,6 +214,7 @@ impl Worker {
             announced_pauses: told.expiring,
             debts: Vec::new(),
             orphans: Vec::new(),
+            waiting: Vec::new(),
             checkin: None,
             untidy: false,
             shared,
@@ -226,6 +230,8 @@ impl Worker {
         self.note_start();
         self.recover();
         self.load_policy();
+        // Before anything else is looked at: a crash in the time for a proof is no proof.
+        self.take_back_leftovers();
         self.read_inbox();
         self.announce(AlertEvent::AgentStarted, format!("rekindle {} started", env!("CARGO_PKG_VERSION")));
         self.look_first();
@@ -258,6 +264,13 @@ impl Worker {
 
     /// The next thing to do; `None` when the event loop is gone. Tidies up when there has been none for a moment.
     fn next_task(&mut self, tasks: &Receiver<Task>) -> Option<Task> {
+        while !self.waiting.is_empty() {
+            match tasks.recv_timeout(POLL) {
+                Ok(task) => return Some(task),
+                Err(RecvTimeoutError::Timeout) => self.look_for_proof(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
         if std::mem::take(&mut self.untidy) {
             match tasks.recv_timeout(QUIET) {
                 Ok(task) => {
@@ -326,6 +339,7 @@ impl Worker {
     }
 
     fn converge(&mut self, scope: Scope, held: &BTreeMap<ResourceId, String>, seen: &BTreeMap<ResourceId, Actor>) {
+        self.take_back_leftovers();
         let Some(in_force) = self.in_force.take() else {
             self.tell(Event::Idle);
             return;
@@ -340,6 +354,7 @@ impl Worker {
             }
         }
         self.in_force = Some(in_force);
+        self.load_confirmations();
         self.shared.status().activity = String::new();
         match report {
             Ok(report) => {
@@ -369,11 +384,14 @@ impl Worker {
         let now = Timestamp::now();
         let pauses = self.record.pauses(now)?;
         self.note_pauses(&pauses, now);
+        let never_confirmed: BTreeMap<ResourceId, String> =
+            self.record.never_confirmed(in_force.state.revision())?.into_iter().collect();
         let hold = |id: &ResourceId| {
             pauses
                 .iter()
                 .find(|p| p.only.is_empty() || p.only.contains(id))
                 .map(|p| format!("paused until {:.0} by {}: {}", p.until, p.by, p.reason))
+                .or_else(|| never_confirmed.get(id).map(|why| format!("put back, because {why}")))
                 .or_else(|| held.get(id).cloned())
                 .or_else(|| (turn == Turn::First && !converge::is_path(id.kind)).then(|| "the agent starts".to_owned()))
         };
@@ -436,9 +454,21 @@ impl Worker {
         let (health, effects) = self.health.clone().next(input, &self.settings.health, now, random_id);
         let converged = report.full && report.converged_but_reports();
         self.adopt(health, effects, Some(report));
-        if converged && self.settings.mode == config::Mode::Enforce {
+        if converged && self.settings.mode == config::Mode::Enforce && self.is_confirmed(&report.revision) {
             self.note_convergence(report);
         }
+    }
+
+    /// Whether nothing of a revision waits for a proof, or never got one.
+    fn is_confirmed(&mut self, revision: &crate::policy::Revision) -> bool {
+        self.waiting.is_empty()
+            && match self.record.never_confirmed(revision) {
+                Ok(never) => never.is_empty(),
+                Err(error) => {
+                    self.record.note_trouble(&error);
+                    false
+                }
+            }
     }
 
     /// Whether a reimage may be asked for now.
@@ -530,6 +560,7 @@ impl Worker {
             n_repairs: self.n_repairs,
             request: self.health.request().map(|r| r.id.clone()),
             born_converged: recall::<bool>(&self.record, KEY_BORN).is_some(),
+            confirming: self.waiting.iter().filter_map(|one| one.until).min(),
         };
         if self.checkin.as_ref() == Some(&state) {
             return;

@@ -182,6 +182,13 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
             pause.until, pause.by, pause.reason, pause.id
         ))?;
     }
+    for waiting in &status.confirmations {
+        let until = waiting.until.map_or_else(String::new, |until| format!(" until {until:.0}"));
+        out.line(format_args!(
+            "{WARN}confirm{WARN:#}    {BOLD}{}{BOLD:#} waits{until} for {}; otherwise it is put back",
+            waiting.resource, waiting.by
+        ))?;
+    }
     for debt in &status.debts {
         out.line(format_args!(
             "{WARN}owed{WARN:#}       {} of {} because of {}{}{}",

@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::output::{BAD, BOLD, DIM, GOOD, WARN, changes_text, paint, span};
-use super::{CliError, Global, Out, Outcome, exit, resource_id, settings};
+use super::{CliError, Global, Out, Outcome, exit, resource_id, services, settings};
+use crate::agent::confirming::last_answer;
+use crate::agent::control::{self, Answer, Request};
 use crate::agent::revisions::{self, Revisions};
 use crate::config::{self, Paths, Settings};
-use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope};
+use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
 use crate::host::{self, Host};
 use crate::policy::compile::{self, Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
@@ -21,6 +23,7 @@ use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
 use crate::record::{Record, RunLock};
 use crate::resource::{ResourceId, chain};
+use crate::spool::{CourierState, Spool};
 
 /// Arguments of `rekindle check`.
 #[derive(Debug, Args)]
@@ -306,6 +309,7 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
     let hold = |id: &ResourceId| {
         pauses.iter().find(|p| p.only.contains(id)).map(|p| format!("paused until {:.0} by {}", p.until, p.by))
     };
+    settle_leftovers(&prepared.settings, &mut prepared.host, &mut record)?;
     let stop = AtomicBool::new(false);
     let request = converge::Request {
         desired: &prepared.state,
@@ -319,6 +323,10 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
     let mut context = converge::Context { host: &mut prepared.host, record: &mut record, stop: &stop };
     let report = converge::converge(&mut context, &request);
     show_report(&report, out)?;
+    let is_confirmed = wait_for_proof(&prepared.settings, &mut prepared.host, &mut record, out)?;
+    if !is_confirmed {
+        return Ok(exit::DRIFT);
+    }
     let unknown = report.resources.iter().any(|r| matches!(r.outcome, ResourceOutcome::Indeterminate { .. }));
     Ok(if report.converged() {
         exit::OK
@@ -327,6 +335,77 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
     } else {
         exit::DRIFT
     })
+}
+
+/// Puts back what an earlier run armed and nobody waits for any more. What the running agent waits for is its own.
+fn settle_leftovers(settings: &Settings, host: &mut Host, record: &mut Record) -> Result<(), CliError> {
+    let left = record.confirmations()?;
+    let Some(first) = left.first() else { return Ok(()) };
+    let status = services::current_thread()?.block_on(control::ask(&settings.paths.control(), &Request::Status));
+    if let Ok(Answer::Status(status)) = status
+        && !status.confirmations.is_empty()
+    {
+        return Err(CliError::refused(format!(
+            "{} waits for {}, and nothing is changed meanwhile\nhint: `rekindle status` shows until when",
+            first.resource,
+            confirm::words(&first.confirm.by)
+        )));
+    }
+    for one in left {
+        confirm::put_back(host, record, &settings.paths.state, &one, "whoever waited for the proof was stopped")
+            .map_err(|error| anyhow::anyhow!("cannot put back {}: {error}", one.resource))?;
+    }
+    Ok(())
+}
+
+/// Waits until everything that has to be confirmed is, or puts it back. Whoever ends this has it put back by the next run.
+fn wait_for_proof(settings: &Settings, host: &mut Host, record: &mut Record, out: &mut Out) -> Result<bool, CliError> {
+    let mut waiting = record.confirmations()?;
+    let mut all_confirmed = true;
+    for one in &waiting {
+        if !out.is_json() {
+            let until = one.until.map_or_else(String::new, |until| format!(" until {until:.0}"));
+            out.line(format_args!(
+                "{WARN}confirm{WARN:#}  {BOLD}{}{BOLD:#} waits{until} for {}",
+                one.resource,
+                confirm::words(&one.confirm.by)
+            ))?;
+            out.flush()?;
+        }
+    }
+    let runtime = services::current_thread()?;
+    let inbox = Spool::open(&settings.paths.inbox())?;
+    while !waiting.is_empty() {
+        let courier = inbox.read_slot::<CourierState>().ok().flatten();
+        let known = confirm::Known { answered: last_answer(courier.as_ref()) };
+        let mut still = Vec::new();
+        for one in waiting {
+            if confirm::is_proven(host, &one, known) {
+                record.confirmed(one.step)?;
+                if !out.is_json() {
+                    out.line(format_args!("{GOOD}confirmed{GOOD:#} {BOLD}{}{BOLD:#}", one.resource))?;
+                }
+            } else if one.until.is_none_or(|until| until <= Timestamp::now()) {
+                all_confirmed = false;
+                let (by, within) = (confirm::words(&one.confirm.by), one.confirm.within.as_secs());
+                let why = format!("{by} did not come within {within} s");
+                confirm::put_back(host, record, &settings.paths.state, &one, &why).map_err(|error| {
+                    CliError::new(exit::DRIFT, anyhow::anyhow!("cannot put back {}: {error}", one.resource))
+                })?;
+                if !out.is_json() {
+                    out.line(format_args!("{BAD}put back{BAD:#} {BOLD}{}{BOLD:#}: {why}", one.resource))?;
+                }
+            } else {
+                still.push(one);
+            }
+        }
+        waiting = still;
+        out.flush()?;
+        if !waiting.is_empty() {
+            runtime.block_on(async { tokio::time::sleep(Duration::from_secs(1)).await });
+        }
+    }
+    Ok(all_confirmed)
 }
 
 fn show_report(report: &RunReport, out: &mut Out) -> Result<(), CliError> {

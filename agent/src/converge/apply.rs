@@ -25,7 +25,7 @@ use crate::actor::Actor;
 use crate::config::Mode;
 use crate::host::packages::provenance;
 use crate::policy::DesiredState;
-use crate::record::{Intent, Note, RunInfo, StepOutcome};
+use crate::record::{Arming, Intent, Note, RunInfo, StepOutcome, UnitBefore};
 use crate::resource::{
     self, AbsPath, ApplyError, Change, Desired, Drift, Observation, Observed, OnDrift, Replaced, Resource, ResourceId,
     Sighting, Snapshot, Stood, Verdict, chain, stood,
@@ -94,6 +94,10 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
     }
     let interrupted = run.visit_all();
     let debts = run.pay_debts(interrupted);
+    // What the changes owed has been paid: from now on a proof says something.
+    if let Err(e) = run.context.record.open_windows(Timestamp::now()) {
+        run.context.record.note_trouble(&e);
+    }
     RunReport {
         run: run.info.id.unwrap_or(0),
         revision: run.info.revision,
@@ -276,6 +280,16 @@ impl<'a> Run<'a, '_> {
         let time = Timestamp::now();
         let who = self.who(resource);
         let purged = resource::purges(&resource.desired, sighting);
+        let before = stood::places(&self.context.host.root, resource, sighting);
+        let arming = match (self.arming(resource, &before), purged) {
+            (Ok(Some(_)), Some(_)) => Err("it removes what is in the directory".to_owned()),
+            (arming, _) => arming,
+        };
+        let confirm = match arming {
+            Ok(confirm) => confirm,
+            Err(why) => return self.not_armed(resource, drift, &why, who),
+        };
+        let must_be_armed = confirm.is_some();
         let begin =
             |run: &Self| purged.map(|directory| run.begin_batch(directory).map(|batch| (directory, batch))).transpose();
         let allowed = self.validate(resource, &drift).and_then(|()| begin(self));
@@ -289,7 +303,6 @@ impl<'a> Run<'a, '_> {
                 return ResourceReport { who, ..report(resource, step, outcome) };
             }
         };
-        let before = stood::places(&self.context.host.root, resource, sighting);
         drift.changes.extend(batch.as_ref().and_then(|(_, batch)| self.kept(batch)));
         let steps = self.intend(&[Intent {
             resource: &resource.id,
@@ -299,9 +312,13 @@ impl<'a> Run<'a, '_> {
             notifies: &resource.notifies,
             who: who.as_deref(),
             before: &before,
+            confirm,
             time,
         }]);
         let step = steps.first().copied();
+        if must_be_armed && step.is_none() {
+            return self.not_armed(resource, drift, "the journal cannot be written", who);
+        }
         let mut result = resource::apply(self.context.host, &mut self.snapshot, &resource.desired, sighting);
         if let Some((directory, batch)) = batch {
             result = self.purge(directory, batch, result);
@@ -316,8 +333,51 @@ impl<'a> Run<'a, '_> {
             self.forget_validations();
         }
         let after = stood::look_at_places(&self.context.host.root, resource);
+        if let (true, Some(step), Outcome::Failed { .. }) = (must_be_armed, step, &outcome)
+            && let Err(e) = self.context.record.give_no_time(step, Timestamp::now())
+        {
+            self.context.record.note_trouble(&e);
+        }
         self.conclude(vec![(step, &outcome, after)], clock);
         ResourceReport { overtaken, displaced: backup, who, ..report(resource, step, outcome) }
+    }
+
+    /// What has to prove this step, if anything. A repair needs no proof: what it restores was confirmed when it was new, and
+    /// to put back what it replaced would bring somebody's drift back. Nor does an image, which nobody logs in to.
+    ///
+    /// An error says why the step could not be put back, and so must not be taken.
+    fn arming<'r>(&self, resource: &'r Resource, before: &[(AbsPath, Stood)]) -> Result<Option<Arming<'r>>, String> {
+        let is_asked = match self.request.cause {
+            Cause::NewRevision => true,
+            Cause::Operator => self.context.host.root.is_live(),
+            Cause::Drift => false,
+        };
+        let Some(confirm) = resource.confirm().filter(|_| is_asked) else { return Ok(None) };
+        if let Desired::Service(service) = &resource.desired {
+            let status = self.context.host.units.status(&service.unit).map_err(|e| chain(&e))?;
+            let unit = UnitBefore {
+                unit: service.unit.clone(),
+                ran: matches!(status.active_state.as_str(), "active" | "activating" | "reloading"),
+                enabled: status.unit_file_state.starts_with("enabled"),
+            };
+            return Ok(Some(Arming { confirm, unit: Some(unit) }));
+        }
+        match before {
+            [] => Err("what it replaces cannot be looked at".to_owned()),
+            places => match places.iter().find(|(_, stood)| matches!(stood, Stood::Long { .. } | Stood::Special)) {
+                Some((path, stood)) => Err(format!("there is {} at `{path}`, which cannot be kept", stood.word())),
+                None if !self.context.record.keeps_backups() => Err("nothing can be kept here".to_owned()),
+                None => Ok(Some(Arming { confirm, unit: None })),
+            },
+        }
+    }
+
+    /// A step that has to be confirmed, and could not be put back if it were not.
+    fn not_armed(&mut self, resource: &Resource, drift: Drift, why: &str, who: Option<Box<Actor>>) -> ResourceReport {
+        let error = format!("refused, because it has to be confirmed and could not be put back: {why}");
+        let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
+        let outcome = Outcome::Failed { changes: drift.changes, error, signature: "confirm: not armed".to_owned() };
+        ResourceReport { who, ..report(resource, step, outcome) }
     }
 
     /// Keeps what the step will overwrite. The error comes with its signature.

@@ -189,6 +189,15 @@ pub enum Input<'a> {
     },
     /// The agent ended unasked and was started again, under the same kernel.
     Restarted,
+    /// A change of the revision in force was not confirmed, and was put back.
+    Unconfirmed {
+        /// The revision.
+        revision: &'a Revision,
+        /// The last revision that converged here, if any.
+        last_good: Option<&'a Revision>,
+        /// What, and why, for a person.
+        summary: String,
+    },
     /// Another revision is in force.
     NewRevision(&'a Revision),
     /// The endpoint answered about the request with this id.
@@ -245,6 +254,8 @@ pub enum Effect {
     RollBack {
         /// The revision that fails.
         bad: Revision,
+        /// What of it fails, for a person.
+        because: String,
     },
     /// Send the request, with a dossier.
     Ask(Request),
@@ -277,6 +288,9 @@ pub enum Effect {
         why: String,
     },
 }
+
+/// Failing resources that are named when a revision is backed out.
+const MOST_NAMED: usize = 3;
 
 impl Health {
     /// The health of a host of which nothing is known yet.
@@ -326,6 +340,12 @@ impl Health {
         let mut effects = Vec::new();
         match input {
             Input::NewRevision(revision) => self.take_revision(revision, now),
+            Input::Unconfirmed { revision, last_good, summary } => match last_good {
+                Some(good) if good != revision && self.request().is_none() => {
+                    self.back_out(revision.clone(), good, summary, now, &mut effects);
+                }
+                Some(_) | None => effects.push(Effect::AlertUnhealthy(summary)),
+            },
             Input::Fights { fights, ended, may_ask } => {
                 self.take_fights((fights, ended), may_ask, settings, now, new_id, &mut effects);
             }
@@ -502,11 +522,15 @@ impl Health {
                 let Some(worst) = self.given_up(settings, now) else { return };
                 match last_good {
                     Some(good) if *good != report.revision => {
-                        let bad = report.revision.clone();
-                        self.failing.clear();
-                        self.revision = Some(good.clone());
-                        self.enter(State::OnLastGood { bad: bad.clone() }, now);
-                        effects.push(Effect::RollBack { bad });
+                        let failing: Vec<String> = self
+                            .failing
+                            .iter()
+                            .take(MOST_NAMED)
+                            .map(|(id, failure)| format!("{id}: {}", failure.error))
+                            .collect();
+                        let more = self.failing.len().saturating_sub(MOST_NAMED);
+                        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+                        self.back_out(report.revision.clone(), good, failing.join("; ") + &more, now, effects);
                     }
                     Some(_) | None => self.give_up(&worst, may_ask, now, new_id, effects),
                 }
@@ -534,6 +558,14 @@ impl Health {
             }
             State::Draining(_) | State::HandedOver(_) => {}
         }
+    }
+
+    /// Goes back to the last good revision.
+    fn back_out(&mut self, bad: Revision, good: &Revision, because: String, now: Timestamp, effects: &mut Vec<Effect>) {
+        self.failing.clear();
+        self.revision = Some(good.clone());
+        self.enter(State::OnLastGood { bad: bad.clone() }, now);
+        effects.push(Effect::RollBack { bad, because });
     }
 
     /// The resource for which both limits have passed, if there is one. What fails for the same cause after the agent was started

@@ -15,6 +15,7 @@ use crate::record::Record;
 use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
 
 mod apply;
+pub mod confirm;
 mod first;
 pub mod health;
 pub mod plan;

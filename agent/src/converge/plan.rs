@@ -48,6 +48,8 @@ pub struct Step {
     pub held: Option<String>,
     /// What looks at it before it is put in place, as one line. A plan never runs it.
     pub validator: Option<String>,
+    /// What would have to confirm it, in words.
+    pub confirm: Option<String>,
 }
 
 /// One resource that could not be told.
@@ -113,6 +115,10 @@ impl Plan {
                     validator: validator
                         .filter(|_| matches!(drift.action, Action::Create | Action::Update))
                         .map(ToString::to_string),
+                    confirm: resource
+                        .confirm()
+                        .filter(|_| cause != Cause::Drift)
+                        .map(|c| format!("{} within {} s", super::confirm::words(&c.by), c.within.as_secs())),
                 }),
             }
         }
@@ -151,6 +157,9 @@ impl Plan {
             }
             if let Some(validator) = step.validator.as_ref().filter(|_| step.held.is_none()) {
                 line(&mut text, format_args!("    validated first by {validator}"));
+            }
+            if let Some(proof) = &step.confirm {
+                line(&mut text, format_args!("    put back unless confirmed by {}", visible(proof)));
             }
             if let Some(why) = &step.held {
                 line(&mut text, format_args!("    left as it is: {}", visible(why)));
@@ -200,6 +209,7 @@ impl Plan {
                         .collect(),
                     held: step.held.as_deref(),
                     validator: step.validator.as_deref(),
+                    confirm: step.confirm.as_deref(),
                 })
                 .collect(),
             indeterminate: self
@@ -294,6 +304,8 @@ struct StepDocument<'a> {
     owes: Vec<OwesDocument<'a>>,
     held: Option<&'a str>,
     validator: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confirm: Option<&'a str>,
 }
 
 #[derive(Serialize)]

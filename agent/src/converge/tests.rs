@@ -1,6 +1,7 @@
 //! Convergence on real files, with accounts, packages and units in memory.
 
 mod attributes;
+mod confirm;
 mod debts;
 mod faults;
 mod labels;

@@ -21,6 +21,7 @@ pub mod programs;
 pub mod publish;
 pub mod root;
 pub mod selinux;
+pub mod sessions;
 pub mod stage;
 pub mod thread;
 pub mod tree;

@@ -39,6 +39,8 @@ pub(super) enum Shape {
     Values,
     /// Names, or names by section; [`super::compile`] looks at them more closely.
     Names,
+    /// `endpoint`, `ssh`, or a command.
+    Proof,
     /// Files to include; [`read_include`] looks at it more closely.
     Includes,
 }
@@ -59,6 +61,7 @@ impl Shape {
             }
             Self::Values => "a table of values".to_owned(),
             Self::Names => "an array of strings, or a table of such arrays by section".to_owned(),
+            Self::Proof => PROOF.to_owned(),
             Self::Includes => INCLUDES.to_owned(),
         }
     }
@@ -84,6 +87,7 @@ impl Shape {
                 let names = Self::Texts.to_json();
                 json!({ "anyOf": [names.clone(), { "type": "object", "additionalProperties": names }] })
             }
+            Self::Proof => json!({ "anyOf": [{ "enum": ["endpoint", "ssh"] }, Self::Texts.to_json()] }),
             Self::Includes => {
                 let mut include = table_to_json(INCLUDE.iter());
                 if let Some(include) = include.as_object_mut() {
@@ -136,6 +140,18 @@ const COMMON: &[Attribute] = &[
     attribute("restarts", Shape::Texts, "Services that are owed a restart when this changes."),
     attribute("reloads", Shape::Texts, "Services that are owed a reload when this changes."),
     attribute("on_drift", Shape::Word(&["repair", "report", "reimage"]), "What to do about drift. Default `repair`."),
+    attribute(
+        "confirm",
+        Shape::Table(&[
+            attribute("within", Shape::Text, "How long the proof may take, from \"1s\" to \"1h\"."),
+            attribute(
+                "by",
+                Shape::Proof,
+                "`endpoint`: a check-in is answered. `ssh`: somebody logs in. Or a command that exits with 0.",
+            ),
+        ]),
+        "What has to prove, after a new revision changed this, that an operator can still get in; otherwise it is put back.",
+    ),
     attribute("description", Shape::Text, "Free text for people."),
     attribute("owner", Shape::Text, "Who answers for it."),
     attribute("tags", Shape::Texts, "Free words for filters and routing."),
@@ -234,6 +250,7 @@ const POLICY: &[Attribute] = &[
     attribute("include", Shape::Includes, INCLUDE_DOC),
 ];
 const INCLUDE_DOC: &str = "Further TOML files of the policy, by path from its root.";
+const PROOF: &str = "`endpoint`, `ssh`, or a command as an array of strings";
 const INCLUDES: &str = "an array of paths or of { path = …, when = … }";
 const INCLUDE: &[Attribute] = &[
     attribute("path", Shape::Text, "A TOML file of the policy."),
@@ -322,7 +339,13 @@ pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
         Shape::Id | Shape::Count => Some(Simple::Number),
         Shape::Account => Some(Simple::Account),
         Shape::Bool => Some(Simple::Bool),
-        Shape::Texts | Shape::Table(_) | Shape::Values | Shape::Names | Shape::Includes | Shape::Switch(_) => None,
+        Shape::Texts
+        | Shape::Table(_)
+        | Shape::Values
+        | Shape::Names
+        | Shape::Proof
+        | Shape::Includes
+        | Shape::Switch(_) => None,
     }
 }
 
@@ -589,6 +612,11 @@ fn has_shape(
         Shape::Includes => true,
         Shape::Values => inner.is_table(),
         Shape::Names => inner.is_array() || inner.is_table(),
+        Shape::Proof => match (inner.as_str(), inner.as_array()) {
+            (Some(word), _) => matches!(word, "endpoint" | "ssh"),
+            (None, Some(words)) => !words.is_empty() && words.iter().all(|word| word.get_ref().is_str()),
+            (None, None) => false,
+        },
         Shape::Id => as_id(inner).is_some(),
         Shape::Account => inner.is_str() || as_id(inner).is_some(),
         Shape::Count => as_id(inner).is_some_and(|count| (1..=MAX_COUNT).contains(&count)),

@@ -69,6 +69,7 @@ CREATE TABLE value (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 /// - `untold`: steps that no alert in the outbox tells of yet.
 /// - `place`: what stood at the paths of a step, before and after it.
 /// - `origin`: what stood at a path before a policy was first carried out there, or whether an account or package was there.
+/// - `confirmation`: steps that wait for a proof, and those that never got one.
 /// - `orphan`: what a policy declared once and declares no longer.
 const BESIDE: &str = "
 CREATE TABLE IF NOT EXISTS untold (step INTEGER PRIMARY KEY) STRICT;
@@ -80,6 +81,17 @@ CREATE TABLE IF NOT EXISTS place (
     PRIMARY KEY (step, path)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS origin (name TEXT PRIMARY KEY, stood TEXT NOT NULL, time INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS confirmation (
+    step INTEGER PRIMARY KEY,
+    resource TEXT NOT NULL,
+    revision TEXT NOT NULL,
+    confirm TEXT NOT NULL,
+    armed INTEGER NOT NULL,
+    until INTEGER,
+    unit TEXT,
+    notifies TEXT NOT NULL,
+    failed TEXT
+) STRICT;
 CREATE TABLE IF NOT EXISTS orphan (
     resource TEXT PRIMARY KEY,
     what TEXT NOT NULL,

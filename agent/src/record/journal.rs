@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::database::{VERSION_WITH_ACTOR, version};
-use super::{Record, RecordError, database, debts, from_micros, micros, places};
+use super::{Arming, Record, RecordError, confirmations, database, debts, from_micros, micros, places};
 use crate::actor::Actor;
 use crate::converge::Cause;
 use crate::policy::Revision;
@@ -53,6 +53,8 @@ pub struct Intent<'a> {
     pub who: Option<&'a Actor>,
     /// What stands at the paths that it may change.
     pub before: &'a [(AbsPath, Stood)],
+    /// What has to prove it, if anything: armed with the step.
+    pub confirm: Option<Arming<'a>>,
     /// When.
     pub time: Timestamp,
 }
@@ -98,7 +100,7 @@ pub struct StepOutcome {
 pub struct Note<'a> {
     /// About what.
     pub resource: &'a ResourceId,
-    /// `reported`, `indeterminate`, `failed`, `contested` or `orphaned`.
+    /// `reported`, `indeterminate`, `failed`, `contested`, `confirmed` or `orphaned`.
     pub outcome: &'static str,
     /// What a step would have done.
     pub action: Option<Action>,
@@ -146,7 +148,7 @@ pub struct HistoryEntry {
     pub cause: Cause,
     /// The verb, when there was a difference.
     pub action: Option<Action>,
-    /// `changed`, `failed`, `reported`, `indeterminate`, `contested`, `orphaned`, `undone` or `interrupted`; `started` while it is under way.
+    /// `changed`, `failed`, `reported`, `indeterminate`, `contested`, `confirmed`, `orphaned`, `undone` or `interrupted`; `started` while it is under way.
     pub outcome: String,
     /// Every difference, with secrets masked.
     pub changes: Vec<Change>,
@@ -186,6 +188,7 @@ impl Record {
                 ids.push(step);
                 note_untold(transaction, run.cause)?;
                 places::insert(transaction, step, run.cause, intent)?;
+                confirmations::insert(transaction, step, &run.revision, intent)?;
                 for (notify, unit) in intent.notifies {
                     debts::insert(transaction, *notify, unit, intent.resource, intent.time)?;
                 }

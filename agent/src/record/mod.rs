@@ -9,6 +9,7 @@
 //! - The agent writes, with a record for the worker and one for the guard's keeper, or a command that holds the agent's lock.
 
 mod backup;
+mod confirmations;
 mod database;
 mod debts;
 mod journal;
@@ -29,6 +30,7 @@ use backup::BackupStore;
 
 use crate::resource::ResourceId;
 
+pub use confirmations::{Arming, Confirmation, UnitBefore};
 pub use debts::Debt;
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, Repair, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};

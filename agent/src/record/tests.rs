@@ -33,6 +33,7 @@ fn begin(record: &mut Record, run: &mut RunInfo) -> i64 {
         notifies: &notifies,
         who: None,
         before: &[],
+        confirm: None,
         time: Timestamp::now(),
     };
     record.begin_steps(run, &[intent]).unwrap()[0]
@@ -181,6 +182,7 @@ fn what_was_not_told_is_known_whoever_recorded_it_and_in_whatever_order() {
         notifies: &[],
         who: None,
         before: &[],
+        confirm: None,
         time: Timestamp::now(),
     };
     let begun = worker.begin_steps(&mut run, &[intent]).unwrap();
@@ -266,7 +268,17 @@ fn who_did_it_is_kept_with_every_kind_of_entry() {
     let mut run = run();
     for who in [Some(&puppet), None, Some(&Actor::default())] {
         let (action, changes, backup) = (Action::Update, &[][..], None);
-        let intent = Intent { resource: &resource, action, changes, backup, notifies: &[], who, before: &[], time };
+        let intent = Intent {
+            resource: &resource,
+            action,
+            changes,
+            backup,
+            notifies: &[],
+            who,
+            before: &[],
+            confirm: None,
+            time,
+        };
         record.begin_steps(&mut run, &[intent]).unwrap();
         let repair = Repair {
             resource: &resource,

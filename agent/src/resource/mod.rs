@@ -120,7 +120,28 @@ pub struct Resource {
     pub source: SourceLocation,
 }
 
-/// What a policy says about a resource for people. It changes nothing.
+/// What has to prove, after an intended change, that an operator can still get in. Otherwise the change is put back.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Confirm {
+    /// How long the proof may take.
+    pub within: std::time::Duration,
+    /// What it is.
+    pub by: Proof,
+}
+
+/// What proves that an operator can still get in.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// The endpoint answers a check-in.
+    Endpoint,
+    /// Somebody opens a session over ssh, from another machine.
+    Ssh,
+    /// A command exits with 0.
+    Command(Vec<String>),
+}
+
+/// What few resources have: what a policy says about them for people, which changes nothing, and what has to confirm a change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Notes {
     /// Free text.
@@ -129,6 +150,15 @@ pub struct Notes {
     pub owner: Option<String>,
     /// Free words for filters and routing.
     pub tags: Vec<String>,
+    /// What has to prove an intended change.
+    pub confirm: Option<Confirm>,
+}
+
+impl Resource {
+    /// What has to prove an intended change, if anything.
+    pub fn confirm(&self) -> Option<&Confirm> {
+        self.notes.as_ref()?.confirm.as_ref()
+    }
 }
 
 /// What the host shows, with the unknowns kept. Unknown never becomes `Absent`.

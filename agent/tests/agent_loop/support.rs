@@ -125,11 +125,21 @@ impl Host {
         self.dir.path().join(name)
     }
 
-    /// Runs the program itself on this host: its exit code, what it prints, and what it complains about.
-    pub(crate) fn cli(&self, args: &[&str]) -> (Option<i32>, String, String) {
+    /// Writes the configuration that the program itself reads.
+    pub(crate) fn configure(&self) -> PathBuf {
         let Paths { root, state, runtime } = &self.settings.paths;
         let config = self.beside("agent.toml");
-        write(&config, &format!("[paths]\nroot = {root:?}\nstate = {state:?}\nruntime = {runtime:?}\n"));
+        let policy = match &self.settings.policy {
+            Some(policy) => format!("[policy]\nurl = {:?}\ntrust = \"none\"\n", policy.url),
+            None => String::new(),
+        };
+        write(&config, &format!("{policy}[paths]\nroot = {root:?}\nstate = {state:?}\nruntime = {runtime:?}\n"));
+        config
+    }
+
+    /// Runs the program itself on this host: its exit code, what it prints, and what it complains about.
+    pub(crate) fn cli(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let config = self.configure();
         let args: Vec<&str> = ["--config", config.to_str().unwrap()].iter().chain(args).copied().collect();
         let mut command = command(env!("CARGO_BIN_EXE_rekindle"), &args);
         command.env = vec![("SUDO_USER".into(), "ada".into())];

@@ -169,6 +169,7 @@ impl Setup {
             n_repairs: 3,
             request: request.map(str::to_owned),
             born_converged: true,
+            confirming: None,
         };
         self.host.outbox().write_slot(&state).unwrap();
     }

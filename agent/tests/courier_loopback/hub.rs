@@ -74,6 +74,7 @@ fn says(host: &Host, health: &str, request: Option<&str>, born_converged: bool) 
         n_repairs: 0,
         request: request.map(str::to_owned),
         born_converged,
+        confirming: None,
     };
     host.outbox().write_slot(&state).unwrap();
 }

@@ -39,6 +39,7 @@ impl<'a> Run<'a, '_> {
                 notifies: &member.resource.notifies,
                 who: who.as_deref(),
                 before: &[],
+                confirm: None,
                 time,
             })
             .collect();

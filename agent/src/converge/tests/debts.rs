@@ -106,6 +106,7 @@ fn a_kill_after_the_intent_or_after_the_change_still_pays() {
             notifies: &resource.notifies,
             who: None,
             before: &[],
+            confirm: None,
             time: started,
         };
         world.record.begin_steps(&mut info, &[intent]).unwrap();

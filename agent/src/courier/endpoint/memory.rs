@@ -120,6 +120,7 @@ pub(super) fn is_news(old: &CheckInState, new: &CheckInState) -> bool {
         || old.request != new.request
         || old.born_converged != new.born_converged
         || old.failing != new.failing
+        || old.confirming != new.confirming
 }
 
 /// The slot's name: configured, or the machine's DMI UUID, or the host's name. Never the machine id, which a reimage changes.

@@ -17,8 +17,8 @@ use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
 use crate::resource::place::Ownership;
 use crate::resource::{
-    AbsPath, Argv, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName, Principal,
-    ResourceId, UnitName, UserName, file, group, package, service, symlink, user,
+    AbsPath, Argv, Confirm, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName,
+    Principal, Proof, ResourceId, UnitName, UserName, file, group, package, service, symlink, user,
 };
 
 /// One declaration with its own mistakes sorted out.
@@ -67,7 +67,9 @@ pub(super) fn lower<'v>(
         Some("reimage") => OnDrift::Reimage,
         Some(_) | None => OnDrift::Repair,
     };
+    let confirm = reader.confirm().ok()?;
     let notes = Notes {
+        confirm,
         description: fields.text("description").map(|text| text.text.to_owned()),
         owner: owner.map(|text| text.text.to_owned()),
         tags: fields.texts("tags").unwrap_or_default().iter().map(|text| text.text.to_owned()).collect(),
@@ -150,6 +152,61 @@ impl<'a, 'v> Reader<'a, 'v> {
             }
         }
         notifies
+    }
+
+    /// What has to prove a change: only of what can be put back by itself.
+    fn confirm(&mut self) -> Result<Option<Confirm>, Reported> {
+        let Some(field) = self.fields.get("confirm") else { return Ok(None) };
+        let Some(table) = field.value.get_ref().as_table() else { return Err(Reported) };
+        let key = self.fields.place(field.key.clone());
+        if !matches!(self.id.kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting | Kind::Service) {
+            self.out.push(
+                Diagnostic::error("confirm", format!("`{}` cannot have `confirm`", self.id))
+                    .at(key, "what a change of it replaces is not kept whole, and cannot be put back")
+                    .expected("`confirm` on a file, directory, symlink, setting or service")
+                    .hint("put it on the file that decides who gets in, such as sshd_config or a file in sudoers.d"),
+            );
+            return Err(Reported);
+        }
+        let (Some(within), Some(by)) = (table.get("within"), table.get("by")) else {
+            self.refuse(
+                "confirm",
+                "`confirm` is not complete".to_owned(),
+                &key,
+                "`{ within = \"60s\", by = \"ssh\" }`",
+            );
+            return Err(Reported);
+        };
+        let place = self.fields.place(within.span());
+        let text = within.get_ref().as_str().unwrap_or_default();
+        let within = crate::config::parse_duration(text).ok().filter(|within| (1..=3600).contains(&within.as_secs()));
+        let Some(within) = within else {
+            self.refuse(
+                "confirm",
+                format!("`{text}` is not a time for a proof"),
+                &place,
+                "a time from \"1s\" to \"1h\"",
+            );
+            return Err(Reported);
+        };
+        let by = match (by.get_ref().as_str(), by.get_ref().as_array()) {
+            (Some("endpoint"), _) => Proof::Endpoint,
+            (Some(_), _) => Proof::Ssh,
+            (None, words) => {
+                let words = words.into_iter().flat_map(|words| words.iter());
+                let command: Vec<String> =
+                    words.filter_map(|word| word.get_ref().as_str().map(str::to_owned)).collect();
+                let is_path = command.first().is_some_and(|program| AbsPath::new(program).is_ok());
+                if !is_path {
+                    let place = self.fields.place(by.span());
+                    let title = "the command of a `confirm` has no path".to_owned();
+                    self.refuse("confirm", title, &place, "the program first, by its absolute path");
+                    return Err(Reported);
+                }
+                Proof::Command(command)
+            }
+        };
+        Ok(Some(Confirm { within, by }))
     }
 
     /// The resource's own name as a path. It was checked when it was declared.
