@@ -14,6 +14,7 @@ use crate::config::{self, Settings};
 use crate::resource::ResourceId;
 
 mod adopt;
+mod against;
 pub mod demo;
 mod inspect;
 mod operate;

@@ -1,5 +1,6 @@
 //! `check`, `plan`, `apply`: what a policy says, what it would change, and changing it once.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::against;
 use super::output::{BAD, BOLD, DIM, GOOD, WARN, changes_text, paint, span};
 use super::{CliError, Global, Out, Outcome, exit, resource_id, services, settings};
 use crate::agent::confirming::last_answer;
@@ -40,7 +42,7 @@ pub(super) struct Check {
 }
 
 /// Which policy, on which host.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct Target {
     /// Use the policy in this directory instead of the one in force
     #[arg(long, value_name = "DIR")]
@@ -61,6 +63,9 @@ pub(super) struct Target {
 pub(super) struct Plan {
     #[command(flatten)]
     target: Target,
+    /// Plan for the captured host in this tar of its root directory, instead of the running one
+    #[arg(long, value_name = "SNAPSHOT", requires = "policy", conflicts_with = "root")]
+    against: Option<PathBuf>,
 }
 
 /// Arguments of `rekindle apply`.
@@ -234,7 +239,21 @@ fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError
 
 /// Shows what would change.
 pub(super) fn plan(global: &Global, args: &Plan, out: &mut Out) -> Outcome {
-    let prepared = prepare(global, &args.target, out)?;
+    let Some(snapshot) = &args.against else {
+        let prepared = prepare(global, &args.target, out)?;
+        return show_plan(&prepared, out);
+    };
+    let tree = against::unpack(snapshot)?;
+    if !rustix::process::geteuid().is_root() {
+        drop(writeln!(
+            anstream::stderr(),
+            "warning: without root the owners in a snapshot cannot be kept: everything seems to belong to you"
+        ));
+    }
+    let target = Target { root: Some(tree.path().to_path_buf()), ..args.target.clone() };
+    let mut prepared = prepare(global, &target, out)?;
+    // A state database that came with the snapshot is nobody's word.
+    prepared.settings.paths.state = tree.path().with_extension("no-state");
     show_plan(&prepared, out)
 }
 
