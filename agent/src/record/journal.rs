@@ -170,23 +170,10 @@ impl Record {
             let run_id = run_row(transaction, run)?;
             let mut ids = Vec::with_capacity(intents.len());
             for intent in intents {
-                transaction
-                    .prepare_cached(
-                        "INSERT INTO step (run, time, resource, cause, action, changes, backup, actor) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                    )?
-                    .execute(params![
-                        run_id,
-                        micros(intent.time),
-                        intent.resource.to_string(),
-                        cause_word(run.cause),
-                        action_word(intent.action),
-                        changes_text(intent.changes),
-                        intent.backup,
-                        intent.who.and_then(actor_text),
-                    ])?;
-                let step = transaction.last_insert_rowid();
+                let Intent { resource, action, changes, backup, who, time, .. } = *intent;
+                let row = StepRow { resource, action, changes, backup, who, time, took_us: None };
+                let step = row.insert(transaction, run_id, run.cause)?;
                 ids.push(step);
-                note_untold(transaction, run.cause)?;
                 places::insert(transaction, step, run.cause, intent)?;
                 confirmations::insert(transaction, step, &run.revision, intent)?;
                 for (notify, unit) in intent.notifies {
@@ -251,25 +238,10 @@ impl Record {
             let run_id = run_row(transaction, run)?;
             let mut ids = Vec::with_capacity(repairs.len());
             for repair in repairs {
-                transaction
-                    .prepare_cached(
-                        "INSERT INTO step (run, time, resource, cause, action, outcome, changes, backup, duration, actor)
-                         VALUES (?1, ?2, ?3, ?4, ?5, 'changed', ?6, ?7, ?8, ?9)",
-                    )?
-                    .execute(params![
-                        run_id,
-                        micros(repair.time),
-                        repair.resource.to_string(),
-                        cause_word(run.cause),
-                        action_word(repair.action),
-                        changes_text(repair.changes),
-                        repair.backup,
-                        i64::try_from(repair.duration_us).unwrap_or(i64::MAX),
-                        repair.who.and_then(actor_text),
-                    ])?;
-                let step = transaction.last_insert_rowid();
+                let Repair { resource, action, changes, backup, who, time, duration_us, .. } = *repair;
+                let row = StepRow { resource, action, changes, backup, who, time, took_us: Some(duration_us) };
+                let step = row.insert(transaction, run_id, run.cause)?;
                 ids.push(step);
-                note_untold(transaction, run.cause)?;
                 if let Some((path, before, after)) = repair.place {
                     places::insert_done(transaction, step, path, before, after)?;
                 }
@@ -478,6 +450,44 @@ impl Record {
             Ok(())
         };
         prune(&self.connection).map_err(database("drop old history"))
+    }
+}
+
+/// A step that is announced, or done.
+struct StepRow<'a> {
+    resource: &'a ResourceId,
+    action: Action,
+    changes: &'a [Change],
+    backup: Option<&'a str>,
+    who: Option<&'a Actor>,
+    time: Timestamp,
+    /// In microseconds; `None` for what is only announced.
+    took_us: Option<u64>,
+}
+
+impl StepRow<'_> {
+    /// Returns its history id.
+    fn insert(&self, transaction: &Transaction<'_>, run: i64, cause: Cause) -> Result<i64, rusqlite::Error> {
+        transaction
+            .prepare_cached(
+                "INSERT INTO step (run, time, resource, cause, action, outcome, changes, backup, duration, actor)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                run,
+                micros(self.time),
+                self.resource.to_string(),
+                cause_word(cause),
+                action_word(self.action),
+                self.took_us.map(|_| "changed"),
+                changes_text(self.changes),
+                self.backup,
+                self.took_us.map(|us| i64::try_from(us).unwrap_or(i64::MAX)),
+                self.who.and_then(actor_text),
+            ])?;
+        let id = transaction.last_insert_rowid();
+        note_untold(transaction, cause)?;
+        Ok(id)
     }
 }
 
