@@ -158,7 +158,7 @@ fn answer(
     };
 
     // As with one file: looked at before it is opened for reading, because that can act on a device.
-    let found = look(ring, batch, disk)?;
+    let found = look(ring, batch, *disk)?;
     let mut likely: Vec<(usize, &Item<'_>)> = Vec::with_capacity(batch.len());
     for (place, (item, found)) in batch.iter().zip(found).enumerate() {
         match found {
@@ -205,10 +205,10 @@ fn answer(
 
 /// Looks at the names of one batch. Where the disk is asked, through descriptors and not with requests to look, which the kernel
 /// always hands to a thread of its own, even when it need not wait. Where it is not, one after the other, at half the cost.
-fn look(ring: &mut Ring, batch: &[Item<'_>], disk: &mut Disk) -> Result<Vec<Result<Seen, Errno>>, Stuck> {
+fn look(ring: &mut Ring, batch: &[Item<'_>], disk: Disk) -> Result<Vec<Result<Seen, Errno>>, Stuck> {
     let begun = Instant::now();
     let mut found = Vec::with_capacity(batch.len());
-    if *disk == Disk::IsNotAsked {
+    if disk == Disk::IsNotAsked {
         let in_memory = batch.iter().take_while(|_| begun.elapsed() < LONGEST_LOOK);
         found.extend(in_memory.map(|item| one::look_at(item.dir, OsStr::from_bytes(item.name))));
     }
@@ -219,4 +219,41 @@ fn look(ring: &mut Ring, batch: &[Item<'_>], disk: &mut Disk) -> Result<Vec<Resu
         found.extend(opened.into_iter().map(|opened| opened.and_then(|opened| one::seen_of(&opened))));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{AbsPath, Content, Mode};
+
+    #[test]
+    fn a_look_shows_the_same_whether_the_disk_is_asked_or_not() {
+        let Ok(mut ring) = Ring::open() else {
+            assert!(std::env::var_os("CI").is_none(), "CI must be able to use io_uring");
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("file", directory.path().join("link")).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a fixture")]
+        std::fs::write(directory.path().join("file"), "content").unwrap();
+        let dir = std::fs::File::open(directory.path()).unwrap();
+        let entry = |name: &str| Entry {
+            path: AbsPath::new(&format!("/{name}")).unwrap(),
+            content: Content::new(b"content"),
+            uid: 0,
+            gid: 0,
+            mode: Mode::from_bits(0o644),
+            label: None,
+        };
+        let entries = ["file", "link", "missing"].map(entry);
+        let item = |(index, entry)| {
+            let (_, name) = Entry::split(entry);
+            Item { index, entry, dir: dir.as_fd(), name }
+        };
+        let batch: Vec<Item<'_>> = entries.iter().enumerate().map(item).collect();
+        let asked = look(&mut ring, &batch, Disk::IsAsked).unwrap();
+        assert_eq!(look(&mut ring, &batch, Disk::IsNotAsked).unwrap(), asked);
+        assert_eq!(asked.iter().filter(|seen| seen.is_ok()).count(), 2);
+        assert_eq!(asked[2], Err(Errno::NOENT));
+    }
 }
