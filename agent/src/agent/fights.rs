@@ -164,6 +164,9 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::Group(_)
         | Desired::Package(_)
         | Desired::Service(_)
+        | Desired::Command(_)
+        | Desired::Check(_)
+        | Desired::Sweep(_)
         | Desired::Setting(_) => None,
     }
 }

@@ -49,6 +49,10 @@ impl Worker {
         if resource.on_drift != OnDrift::Repair {
             return None;
         }
+        // A run that is owed is made durable before the change, which takes an ordinary run.
+        if self.in_force.as_ref().is_some_and(|policy| !policy.state.owes_runs(&resource.id).is_empty()) {
+            return None;
+        }
         // Whoever cannot be looked up now is left to ordinary runs, which say why.
         let names = Names::resolve(&self.host, snapshot, &spec.ownership).ok()?;
         Some(Declared {

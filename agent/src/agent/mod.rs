@@ -315,7 +315,7 @@ impl Loop {
             Event::Publish => self.publish_metrics(now),
             Event::Wake => {
                 self.wake = None;
-                self.schedule.hint(Hint::Everything { why: "a pause changes" }, now);
+                self.schedule.hint(Hint::Everything { why: "a pause or a waiver changes" }, now);
                 self.start_due_run(now)?;
             }
             Event::WatcherEnded(error) => return Err(error).context("the watcher ended unasked"),

@@ -286,7 +286,8 @@ fn key(id: &ResourceId) -> String {
     if is_place(id.kind) { id.name.to_string() } else { id.to_string() }
 }
 
-/// Whether anything is left when it is no longer declared: what was declared absent leaves nothing.
+/// Whether anything is left when it is no longer declared: what was declared absent leaves nothing, and what runs or looks at
+/// something is nothing that could be left.
 fn leaves_something(desired: &Desired) -> bool {
     let is_absent = matches!(desired, Desired::File(d) if d.ensure == Ensure::Absent)
         || matches!(desired, Desired::Directory(d) if d.ensure == Ensure::Absent)
@@ -294,7 +295,8 @@ fn leaves_something(desired: &Desired) -> bool {
         || matches!(desired, Desired::User(d) if d.ensure == Ensure::Absent)
         || matches!(desired, Desired::Group(d) if d.ensure == Ensure::Absent)
         || matches!(desired, Desired::Package(d) if d.ensure == Ensure::Absent);
-    !is_absent
+    let is_deed = matches!(desired, Desired::Command(_) | Desired::Check(_) | Desired::Sweep(_));
+    !is_absent && !is_deed
 }
 
 /// What it was, where its name does not say it.

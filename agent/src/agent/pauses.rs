@@ -11,7 +11,7 @@ use crate::converge::plan::visible;
 use crate::converge::{Outcome, RunReport};
 use crate::host::root::{FileType, Permissions};
 use crate::record::{Pause, Record};
-use crate::resource::{AbsPath, Mode, ResourceId, Stood, chain, digest};
+use crate::resource::{AbsPath, Desired, Mode, ResourceId, Stood, chain, digest};
 use crate::spool::{Event as AlertEvent, OutgoingBody};
 
 /// What pam_motd shows at login. On a tmpfs, so that it is gone after a boot even if the agent never starts again.
@@ -136,11 +136,28 @@ impl Worker {
         }
     }
 
+    /// When a pause or a waiver ends, or the end of a pause is to be announced.
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
-        self.known_pauses
+        let now = Timestamp::now();
+        let pauses = self
+            .known_pauses
             .values()
-            .map(|p| if self.announced_pauses.contains(&p.id) { p.until } else { notice_at(p) })
-            .min()
+            .map(|p| if self.announced_pauses.contains(&p.id) { p.until } else { notice_at(p) });
+        let resources = self.in_force.iter().flat_map(|policy| policy.state.resources());
+        let waivers = resources.filter_map(|resource| match &resource.desired {
+            Desired::Check(check) => check.waiver.as_ref().map(|waiver| waiver.until).filter(|until| *until > now),
+            Desired::File(_)
+            | Desired::Directory(_)
+            | Desired::Symlink(_)
+            | Desired::User(_)
+            | Desired::Group(_)
+            | Desired::Package(_)
+            | Desired::Service(_)
+            | Desired::Setting(_)
+            | Desired::Command(_)
+            | Desired::Sweep(_) => None,
+        });
+        pauses.chain(waivers).min()
     }
 }
 

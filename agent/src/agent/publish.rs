@@ -36,6 +36,7 @@ impl Worker {
         counts.in_sync = self.verdicts.n_in_sync(counts.total);
         for (id, verdict) in self.verdicts.out_of_sync() {
             let (count, why) = match verdict {
+                Verdict::Waived(why) => (&mut counts.waived, why.clone()),
                 Verdict::Left(why) => (&mut counts.drifted, format!("drifted, left: {why}")),
                 Verdict::Failed(error) => (&mut counts.failed, format!("failed: {error}")),
                 Verdict::Indeterminate(why) => (&mut counts.indeterminate, format!("could not be told: {why}")),

@@ -51,6 +51,9 @@ impl Worker {
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_)
             | Desired::Setting(_) => Names::default(),
         }
     }
@@ -65,6 +68,9 @@ fn entry(resource: &Resource, names: Names) -> Option<Entry> {
         | Desired::Group(_)
         | Desired::Package(_)
         | Desired::Service(_)
+        | Desired::Command(_)
+        | Desired::Check(_)
+        | Desired::Sweep(_)
         | Desired::Setting(_) => None,
     }
 }

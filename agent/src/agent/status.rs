@@ -167,6 +167,9 @@ pub struct Counts {
     pub in_sync: usize,
     /// Out of sync and left alone, by policy, mode or pause.
     pub drifted: usize,
+    /// Out of sync, and accepted for a while.
+    #[serde(default)]
+    pub waived: usize,
     /// Could not be put in sync.
     pub failed: usize,
     /// Could not be observed.

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::converge::{Outcome, RunReport};
-use crate::resource::ResourceId;
+use crate::resource::{Action, ResourceId};
 
 /// The last verdict on a resource that is not in sync.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
     Left(String),
+    /// Out of sync, and accepted for a while.
+    Waived(String),
     Failed(String),
     Indeterminate(String),
     Skipped(String),
@@ -60,13 +62,16 @@ impl Verdicts {
                     self.out_of_sync.remove(id);
                     continue;
                 }
+                Outcome::Reported { why, action: Action::Waive, .. } => Verdict::Waived(why.clone()),
                 Outcome::Reported { why, .. } => Verdict::Left(why.clone()),
                 Outcome::Failed { error, .. } => Verdict::Failed(error.clone()),
                 Outcome::Indeterminate { reason } => Verdict::Indeterminate(reason.clone()),
                 Outcome::Skipped { blocked_by } => Verdict::Skipped(format!("blocked by {blocked_by}")),
             };
             let last = before.get(id).or_else(|| self.out_of_sync.get(id));
-            if matches!(verdict, Verdict::Left(_)) && !matches!(last, Some(Verdict::Left(_))) {
+            let is_left = matches!(verdict, Verdict::Left(_) | Verdict::Waived(_));
+            // The end of a waiver is news.
+            if is_left && last.map(std::mem::discriminant) != Some(std::mem::discriminant(&verdict)) {
                 fresh.push(id.clone());
             }
             self.out_of_sync.insert(id.clone(), verdict);
@@ -107,7 +112,7 @@ mod tests {
     use super::*;
     use crate::converge::{Cause, ResourceReport};
     use crate::policy::Revision;
-    use crate::resource::{Action, Kind};
+    use crate::resource::Kind;
 
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Scope {

@@ -33,7 +33,7 @@ use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
 use crate::record::{Confirmation, Orphan, Pause, Record, RunLock};
-use crate::resource::{OnDrift, ResourceId, UnitName, chain};
+use crate::resource::{Action, OnDrift, ResourceId, UnitName, chain};
 use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
 use crate::watch::Interest;
 
@@ -508,7 +508,7 @@ impl Worker {
         report
             .resources
             .iter()
-            .filter(|r| matches!(r.outcome, Outcome::Reported { .. }))
+            .filter(|r| matches!(&r.outcome, Outcome::Reported { action, .. } if *action != Action::Waive))
             .filter(|r| in_force.state.get(&r.resource).is_some_and(|res| res.on_drift == OnDrift::Reimage))
             .map(|r| r.resource.clone())
             .collect()

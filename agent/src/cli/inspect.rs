@@ -119,10 +119,11 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     }
     let n = &status.resources;
     out.line(format_args!(
-        "resources  {} in sync of {}{}{}{}{}",
+        "resources  {} in sync of {}{}{}{}{}{}",
         n.in_sync,
         n.total,
         some(n.drifted, "drifted"),
+        some(n.waived, "waived"),
         some(n.failed, "failed"),
         some(n.indeterminate, "unknown"),
         some(n.skipped, "skipped"),

@@ -289,7 +289,7 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
     }
     Ok(if plan.is_empty() {
         exit::OK
-    } else if plan.steps.is_empty() && plan.owed.is_empty() {
+    } else if plan.drift().next().is_none() && plan.owed.is_empty() {
         exit::UNKNOWN
     } else {
         exit::DRIFT

@@ -6,6 +6,7 @@
 //! A failing journal never stops a convergence; a backup that cannot be kept stops its step, because what was there must not be
 //! lost. This module never decides what a failure means: that is [`super::health`].
 
+mod commands;
 mod files;
 mod packages;
 mod pay;
@@ -27,8 +28,8 @@ use crate::host::packages::provenance;
 use crate::policy::DesiredState;
 use crate::record::{Arming, Intent, Note, RunInfo, StepOutcome, UnitBefore};
 use crate::resource::{
-    self, AbsPath, ApplyError, Change, Desired, Drift, Observation, Observed, OnDrift, Replaced, Resource, ResourceId,
-    Sighting, Snapshot, Stood, Verdict, chain, stood,
+    self, AbsPath, Action, ApplyError, Change, ChangeDetail, Desired, Drift, Observation, Observed, OnDrift, Replaced,
+    Resource, ResourceId, Sighting, Snapshot, Stood, Verdict, chain, stood,
 };
 
 /// What a run remembers of a look, so that nothing is read twice while nothing changes.
@@ -164,12 +165,23 @@ pub(super) fn left_alone(request: &Request<'_>, resource: &Resource) -> Option<S
     }
 }
 
+/// Why drift that no step of ours would mend is left, if it is such: the failure of a check.
+pub(super) fn only_told(drift: &Drift) -> Option<String> {
+    let waiver = drift.changes.iter().find(|change| change.attribute == "waiver");
+    match (drift.action, waiver.map(|change| &change.detail)) {
+        (Action::Waive, Some(ChangeDetail::Value { from: Some(waiver), .. })) => Some(waiver.clone()),
+        (Action::Report | Action::Waive, _) => Some("it is only told of".to_owned()),
+        (Action::Create | Action::Update | Action::Remove | Action::Run, _) => None,
+    }
+}
+
 impl<'a> Run<'a, '_> {
     /// Visits what the scope means. Returns whether a shutdown ended it early.
     fn visit_all(&mut self) -> bool {
         let desired = self.request.desired;
         self.verify_files();
         self.selected = targets(&self.request.scope).map(|targets| self.select(targets));
+        self.select_owed();
         for resource in desired.resources() {
             if self.selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
                 continue;
@@ -213,17 +225,30 @@ impl<'a> Run<'a, '_> {
         if let Some(blocked_by) = self.blocker(resource) {
             return report(resource, None, Outcome::Skipped { blocked_by });
         }
+        let owed = self.owed_runs(resource);
+        if let Some(blocked_by) = self.unsettled_input(resource, &owed) {
+            return report(resource, None, Outcome::Skipped { blocked_by });
+        }
         if self.is_verified(&resource.id) {
             return report(resource, None, Outcome::Unchanged);
         }
         let (sighting, verdict) = match self.looks.remove(&resource.id) {
-            Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch => {
+            Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch && owed.is_empty() => {
                 return report(resource, None, Outcome::Unchanged);
             }
             Some(Look { epoch, sighting: Some(sighting), verdict }) if epoch == self.epoch => (sighting, verdict),
             Some(_) | None => self.look(resource),
         };
         let (sighting, verdict) = self.claim(resource, sighting, verdict);
+        let verdict = commands::with_debt(resource, &sighting, verdict, &owed);
+        let began = Timestamp::now();
+        let report = self.act(resource, sighting, verdict);
+        self.settle_runs(resource, &owed, &report.outcome, began);
+        report
+    }
+
+    /// Does what a verdict calls for.
+    fn act(&mut self, resource: &'a Resource, sighting: Sighting, verdict: Verdict) -> ResourceReport {
         match verdict {
             Verdict::InSync => report(resource, None, Outcome::Unchanged),
             Verdict::Indeterminate(reason) => {
@@ -232,7 +257,10 @@ impl<'a> Run<'a, '_> {
                 report(resource, step, Outcome::Indeterminate { reason })
             }
             Verdict::Drift(drift) => {
-                match left_alone(self.request, resource).or_else(|| resource::excess(&resource.desired, &sighting)) {
+                let why = only_told(&drift)
+                    .or_else(|| left_alone(self.request, resource))
+                    .or_else(|| resource::excess(&resource.desired, &sighting));
+                match why {
                     Some(why) => {
                         let who = self.who(resource);
                         let step = self.note(resource, "reported", Some(&drift), &why, who.as_deref());
@@ -247,6 +275,9 @@ impl<'a> Run<'a, '_> {
                         | Desired::User(_)
                         | Desired::Group(_)
                         | Desired::Service(_)
+                        | Desired::Command(_)
+                        | Desired::Check(_)
+                        | Desired::Sweep(_)
                         | Desired::Setting(_) => self.step(resource, &sighting, drift),
                     },
                 }
@@ -397,6 +428,7 @@ impl<'a> Run<'a, '_> {
 
     /// Makes intents and debts durable. Returns no ids when the journal cannot be written; the debts are then kept in memory.
     fn intend(&mut self, intents: &[Intent<'_>]) -> Vec<i64> {
+        self.owe_runs(intents);
         match self.context.record.begin_steps(&mut self.info, intents) {
             Ok(steps) => steps,
             Err(e) => {
@@ -456,6 +488,15 @@ impl<'a> Run<'a, '_> {
                 error: format!("the step was applied, but its result cannot be observed: {reason}"),
                 signature: "verify: cannot observe".to_owned(),
             },
+            Verdict::Drift(left) if left.action == Action::Run => {
+                let guard = left.changes.iter().find(|change| change.attribute != "run");
+                let guard = guard.map_or_else(String::new, |change| change.attribute.clone());
+                Outcome::Failed {
+                    changes,
+                    error: format!("it ran and ended well, but `{guard}` still says that it has to run"),
+                    signature: format!("verify: {guard}"),
+                }
+            }
             Verdict::Drift(left) => {
                 let attributes = attributes(&left.changes);
                 tracing::warn!(resource = %resource.id, attributes = %attributes, "still out of sync after its step");
@@ -516,6 +557,9 @@ impl<'a> Run<'a, '_> {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_)
             | Desired::Setting(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
@@ -566,7 +610,11 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
         Observed::Directory(seen) => !matches!(seen, Observation::Present(_)) || before.observed != after.observed,
         Observed::User(_) | Observed::Group(_) => before.observed != after.observed,
         // A package manager's or a service manager's success is only a claim: a unit may fail right after its start.
-        Observed::Package(_) | Observed::Service(_) => false,
+        Observed::Package(_)
+        | Observed::Service(_)
+        | Observed::Command(_)
+        | Observed::Check(_)
+        | Observed::Sweep(_) => false,
     }
 }
 

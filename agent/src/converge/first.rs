@@ -11,7 +11,7 @@ use crate::resource::{Kind, Resource, ResourceId, Snapshot, Verdict};
 pub fn is_path(kind: Kind) -> bool {
     match kind {
         Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => true,
-        Kind::User | Kind::Group | Kind::Package | Kind::Service => false,
+        Kind::User | Kind::Group | Kind::Package | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => false,
     }
 }
 
@@ -41,7 +41,10 @@ fn is_in_sync(
     resource: &Resource,
     needed: &BTreeSet<ResourceId>,
 ) -> bool {
-    needed.contains(&resource.id) && apply::look(host, snapshot, desired, resource).1 == Verdict::InSync
+    // Nothing is run before the agent is ready.
+    !matches!(resource.id.kind, Kind::Command | Kind::Check | Kind::Sweep)
+        && needed.contains(&resource.id)
+        && apply::look(host, snapshot, desired, resource).1 == Verdict::InSync
 }
 
 #[cfg(test)]

@@ -443,7 +443,8 @@ impl Health {
             }
         }
         let owed = |debt: &super::DebtReport| {
-            ResourceId::new(Kind::Service, debt.unit.strip_suffix(".service").unwrap_or(&debt.unit))
+            let unit = || ResourceId::new(Kind::Service, debt.unit.strip_suffix(".service").unwrap_or(&debt.unit));
+            debt.unit.parse().unwrap_or_else(|_| unit())
         };
         for debt in report.debts.iter().filter(|d| !d.error.is_empty()) {
             fail(&owed(debt), &debt.error, "debt", false);

@@ -121,8 +121,18 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             Mode::Noop => (request.hold)(&resource.id),
             Mode::Enforce => apply::left_alone(request, resource),
         };
-        let held = held.or_else(|| resource::excess(&resource.desired, &sighting));
-        findings.push(plan::Finding { resource, verdict, held, validator: desired.validator(&resource.id) });
+        let told = match &verdict {
+            Verdict::Drift(drift) => apply::only_told(drift),
+            Verdict::InSync | Verdict::Indeterminate(_) => None,
+        };
+        let held = told.or(held).or_else(|| resource::excess(&resource.desired, &sighting));
+        findings.push(plan::Finding {
+            resource,
+            verdict,
+            held,
+            validator: desired.validator(&resource.id),
+            runs: desired.owes_runs(&resource.id),
+        });
     }
     let debts = match record.map(Record::debts) {
         None => Vec::new(),

@@ -50,6 +50,8 @@ pub struct Step {
     pub validator: Option<String>,
     /// What would have to confirm it, in words.
     pub confirm: Option<String>,
+    /// The commands that it will owe a run.
+    pub runs: Vec<ResourceId>,
 }
 
 /// One resource that could not be told.
@@ -85,6 +87,8 @@ pub struct Finding<'a> {
     pub held: Option<String>,
     /// What looks at it before it is put in place.
     pub validator: Option<&'a Argv>,
+    /// The commands that its change owes a run.
+    pub runs: &'a [ResourceId],
 }
 
 impl Plan {
@@ -98,7 +102,7 @@ impl Plan {
             unchanged: Vec::new(),
             owed: Vec::new(),
         };
-        for Finding { resource, verdict, held, validator } in findings {
+        for Finding { resource, verdict, held, validator, runs } in findings {
             let source = resource.source.clone();
             match verdict {
                 Verdict::InSync => plan.unchanged.push(resource.id.clone()),
@@ -111,6 +115,7 @@ impl Plan {
                     changes: drift.changes,
                     source,
                     owes: resource.notifies.to_vec(),
+                    runs: runs.to_vec(),
                     held,
                     validator: validator
                         .filter(|_| matches!(drift.action, Action::Create | Action::Update))
@@ -129,9 +134,14 @@ impl Plan {
         plan
     }
 
-    /// Whether there is nothing to do, nothing owed and nothing that could not be told.
+    /// What differs and is not accepted for now.
+    pub fn drift(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| step.action != Action::Waive)
+    }
+
+    /// Whether there is nothing to do, nothing owed and nothing that could not be told. What is waived is in order for now.
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty() && self.indeterminate.is_empty() && self.owed.is_empty()
+        self.drift().next().is_none() && self.indeterminate.is_empty() && self.owed.is_empty()
     }
 
     /// The plan for people, without colours. Control characters from the host are escaped.
@@ -147,6 +157,9 @@ impl Plan {
                 Action::Create => "create",
                 Action::Update => "update",
                 Action::Remove => "remove",
+                Action::Run => "run",
+                Action::Report => "failing",
+                Action::Waive => "waived",
             };
             line(&mut text, format_args!("{verb} {}  ({cause}; {})", step.resource, place(&step.source)));
             for change in &step.changes {
@@ -155,13 +168,18 @@ impl Plan {
             for (notify, unit) in &step.owes {
                 line(&mut text, format_args!("    owes a {} to {unit}", notify_word(*notify)));
             }
+            for command in &step.runs {
+                line(&mut text, format_args!("    owes a run to {command}"));
+            }
             if let Some(validator) = step.validator.as_ref().filter(|_| step.held.is_none()) {
                 line(&mut text, format_args!("    validated first by {validator}"));
             }
             if let Some(proof) = &step.confirm {
                 line(&mut text, format_args!("    put back unless confirmed by {}", visible(proof)));
             }
-            if let Some(why) = &step.held {
+            // A failure that nothing mends says so by its verb.
+            let is_told = matches!(step.action, Action::Report | Action::Waive);
+            if let Some(why) = step.held.as_ref().filter(|_| !is_told) {
                 line(&mut text, format_args!("    left as it is: {}", visible(why)));
             }
         }
@@ -175,10 +193,19 @@ impl Plan {
                 format_args!("{} {}  (owed because of {})", notify_word(owed.notify), owed.unit, owed.because_of),
             );
         }
-        let n_held = self.steps.iter().filter(|step| step.held.is_some()).count();
-        let n_steps = self.steps.len() - n_held;
+        let n_of = |is: &dyn Fn(&Step) -> bool| self.steps.iter().filter(|step| is(step)).count();
+        let n_waived = n_of(&|step| step.action == Action::Waive);
+        let n_failing = n_of(&|step| step.action == Action::Report);
+        let n_held = n_of(&|step| step.held.is_some()) - n_waived - n_failing;
+        let n_steps = self.steps.len() - n_held - n_waived - n_failing;
         let mut summary = format!("{n_steps} to change, {} in sync", self.unchanged.len());
-        for (n, what) in [(n_held, "left alone"), (self.indeterminate.len(), "unknown"), (self.owed.len(), "owed")] {
+        for (n, what) in [
+            (n_held, "left alone"),
+            (n_failing, "failing"),
+            (n_waived, "waived"),
+            (self.indeterminate.len(), "unknown"),
+            (self.owed.len(), "owed"),
+        ] {
             if n > 0 {
                 summary.push_str(&format!(", {n} {what}"));
             }
@@ -207,6 +234,7 @@ impl Plan {
                         .map(|(notify, unit)| (notify_word(*notify), unit.as_str()))
                         .map(owes)
                         .collect(),
+                    runs: &step.runs,
                     held: step.held.as_deref(),
                     validator: step.validator.as_deref(),
                     confirm: step.confirm.as_deref(),
@@ -302,6 +330,7 @@ struct StepDocument<'a> {
     changes: &'a [Change],
     source: SourceDocument<'a>,
     owes: Vec<OwesDocument<'a>>,
+    runs: &'a [ResourceId],
     held: Option<&'a str>,
     validator: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -156,6 +156,11 @@ impl RunReport {
     pub fn converged(&self) -> bool {
         !self.interrupted
             && self.debts.is_empty()
-            && self.resources.iter().all(|r| matches!(r.outcome, Outcome::Unchanged | Outcome::Changed { .. }))
+            && self.resources.iter().all(|r| {
+                matches!(
+                    r.outcome,
+                    Outcome::Unchanged | Outcome::Changed { .. } | Outcome::Reported { action: Action::Waive, .. }
+                )
+            })
     }
 }

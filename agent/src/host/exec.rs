@@ -23,6 +23,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::actor::command;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
@@ -113,6 +114,10 @@ const GRACE: Duration = Duration::from_secs(10);
 const TRIM_INTERVAL: Duration = Duration::from_secs(1);
 /// How much of an output an error text shows.
 const MAX_ESCAPED: usize = 2000;
+/// Most lines that [`last_words`] keeps.
+const MAX_LINES: usize = 12;
+/// Longest of them, in characters.
+const MAX_LINE: usize = 300;
 
 impl Command {
     /// A program without arguments, with one minute to run.
@@ -193,6 +198,17 @@ pub fn escape_lines(bytes: &[u8]) -> Vec<String> {
         .map(|line| line.trim().chars().flat_map(escape_char).collect::<String>())
         .filter(|line| !line.is_empty())
         .collect()
+}
+
+/// The last lines of what a program said, bounded, escaped and without what looks like a secret: for an error text.
+pub fn last_words(output: &Output) -> String {
+    let mut lines = escape_lines(&output.stderr);
+    if lines.is_empty() {
+        lines = escape_lines(&output.stdout);
+    }
+    let last = lines.iter().skip(lines.len().saturating_sub(MAX_LINES));
+    let last = last.map(|line| command::escaped(&command::masked_text(line), MAX_LINE));
+    last.collect::<Vec<_>>().join("; ")
 }
 
 fn escape_char(c: char) -> impl Iterator<Item = char> {

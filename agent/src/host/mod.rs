@@ -23,6 +23,7 @@ pub mod root;
 pub mod selinux;
 pub mod sessions;
 pub mod stage;
+pub mod sweep;
 pub mod thread;
 pub mod tree;
 pub mod units;

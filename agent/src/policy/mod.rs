@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Argv, Resource, ResourceId};
+use crate::resource::{Argv, Desired, Resource, ResourceId};
 
 pub mod blame;
 pub mod candidate;
@@ -70,6 +70,8 @@ pub struct DesiredState {
     orphans: Orphans,
     /// What looks at the candidates of the few resources that say so.
     validators: BTreeMap<ResourceId, Argv>,
+    /// The commands that are owed a run by the change of a resource.
+    runs: BTreeMap<ResourceId, Vec<ResourceId>>,
 }
 
 impl DesiredState {
@@ -78,6 +80,14 @@ impl DesiredState {
         let mut by_id: Box<[u32]> =
             (0..u32::try_from(resources.len()).expect("a policy has bounded resources")).collect();
         by_id.sort_unstable_by_key(|i| id_at(&resources, *i));
+        let mut runs: BTreeMap<ResourceId, Vec<ResourceId>> = BTreeMap::new();
+        for resource in &resources {
+            if let Desired::Command(command) = &resource.desired {
+                for input in &command.owed_by {
+                    runs.entry(input.clone()).or_default().push(resource.id.clone());
+                }
+            }
+        }
         Self {
             revision,
             name,
@@ -85,6 +95,7 @@ impl DesiredState {
             by_id,
             orphans: Orphans::Report,
             validators: BTreeMap::new(),
+            runs,
         }
     }
 
@@ -123,6 +134,11 @@ impl DesiredState {
     /// What looks at the candidate of a resource before it is put in place, if anything does.
     pub fn validator(&self, id: &ResourceId) -> Option<&Argv> {
         self.validators.get(id)
+    }
+
+    /// The commands that are owed a run when a resource changes.
+    pub fn owes_runs(&self, id: &ResourceId) -> &[ResourceId] {
+        self.runs.get(id).map_or(&[], Vec::as_slice)
     }
 
     /// Whether anything is looked at before it is put in place.

@@ -33,6 +33,14 @@ pub(super) enum Shape {
     Switch(&'static [&'static str]),
     /// A whole number from 1 up.
     Count,
+    /// An array of exit codes.
+    Codes,
+    /// A table of strings with any keys.
+    Environment,
+    /// The path of a file of the policy, or an array of strings.
+    List,
+    /// A date, or a time.
+    Date,
     /// A table with these keys.
     Table(&'static [Attribute]),
     /// Values by key, or by section and key; [`super::compile`] looks at them more closely.
@@ -53,6 +61,10 @@ impl Shape {
             Self::Id => "a number from 0 to 4294967294".to_owned(),
             Self::Account => "a name or a number from 0 to 4294967294".to_owned(),
             Self::Texts => "an array of strings".to_owned(),
+            Self::Codes => "an array of numbers from 0 to 255".to_owned(),
+            Self::List => "the path of a file of the policy, or an array of strings".to_owned(),
+            Self::Environment => "a table of strings".to_owned(),
+            Self::Date => "a date such as 2027-03-01, without quotes".to_owned(),
             Self::Word(words) => format!("one of {}", quoted(words.iter().copied())),
             Self::Switch(words) => format!("true, false or one of {}", quoted(words.iter().copied())),
             Self::Count => format!("a number from 1 to {MAX_COUNT}"),
@@ -73,6 +85,12 @@ impl Shape {
             Self::Id => json!({ "type": "integer", "minimum": 0, "maximum": MAX_ID }),
             Self::Account => json!({ "anyOf": [Self::Text.to_json(), Self::Id.to_json()] }),
             Self::Texts => json!({ "type": "array", "items": Self::Text.to_json() }),
+            Self::Codes => {
+                json!({ "type": "array", "items": { "type": "integer", "minimum": 0, "maximum": 255 }, "minItems": 1 })
+            }
+            Self::List => json!({ "anyOf": [Self::Text.to_json(), Self::Texts.to_json()] }),
+            Self::Environment => json!({ "type": "object", "additionalProperties": Self::Text.to_json() }),
+            Self::Date => json!({ "type": "string", "description": "A date or a time with its zone, without quotes." }),
             Self::Word(words) => json!({ "enum": words }),
             Self::Switch(words) => json!({ "anyOf": [Self::Bool.to_json(), Self::Word(words).to_json()] }),
             Self::Count => json!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT }),
@@ -238,6 +256,90 @@ const SERVICE: &[Attribute] = &[
     attribute("state", Shape::Word(&["running", "stopped", "masked"]), "Run state. Not looked at when absent."),
 ];
 
+const RUN: Attribute =
+    attribute("run", Shape::Texts, "Program and arguments, by absolute path and in words: never a line for a shell.");
+const DEADLINE: &str = "After this long it is killed, with all that it started.";
+const RUN_AS: Attribute = attribute("user", Shape::Text, "Whom it runs as. Default root.");
+const CWD: Attribute = attribute("cwd", Shape::Text, "The directory that it starts in. Default `/`.");
+const ENV: Attribute = attribute(
+    "env",
+    Shape::Environment,
+    "Its environment, besides `PATH`, `LANG` and `HOME`. Not for secrets: every user of the host may read it while it runs.",
+);
+const EXIT_CODES: Attribute =
+    attribute("exit_codes", Shape::Codes, "Codes with which it ends when all is well. Default [0].");
+const COMMAND: &[Attribute] = &[
+    RUN,
+    attribute("onlyif", Shape::Texts, "A program that changes nothing; the command runs only when it ends with 0."),
+    attribute("unless", Shape::Texts, "A program that changes nothing; when it ends with 0 there is nothing to do."),
+    attribute("creates", Shape::Text, "A path; when something is there, there is nothing to do."),
+    attribute(
+        "owed_by",
+        Shape::Texts,
+        "Resources, as `kind[name]`, whose change it follows, whatever `unless` and `creates` say. They come first.",
+    ),
+    attribute("deadline", Shape::Text, DEADLINE),
+    RUN_AS,
+    CWD,
+    ENV,
+    EXIT_CODES,
+];
+const CHECK: &[Attribute] = &[
+    RUN,
+    attribute("deadline", Shape::Text, DEADLINE),
+    RUN_AS,
+    CWD,
+    ENV,
+    EXIT_CODES,
+    attribute(
+        "waiver",
+        Shape::Table(&[
+            attribute("until", Shape::Date, "When it ends by itself: at the beginning of this day, UTC."),
+            attribute("reason", Shape::Text, "Why the failure is accepted."),
+            attribute("owner", Shape::Text, "Who answers for that."),
+        ]),
+        "For how long, why and by whom its failure is accepted; a year at most.",
+    ),
+];
+
+const SWEEP: &[Attribute] = &[
+    attribute(
+        "under",
+        Shape::Texts,
+        "Directories. Other file systems mounted in them are not entered: name them as well.",
+    ),
+    attribute(
+        "match",
+        Shape::Table(&[
+            attribute("setuid", Shape::Bool, "Programs with the set-user-id bit."),
+            attribute("setgid", Shape::Bool, "Programs with the set-group-id bit."),
+            attribute(
+                "world_writable",
+                Shape::Bool,
+                "Files that anybody may write to, and such directories that are not sticky.",
+            ),
+            attribute("no_owner", Shape::Bool, "What belongs to a user or group that the host does not have."),
+            attribute("capabilities", Shape::Bool, "Programs with file capabilities."),
+            attribute(
+                "not_in",
+                Shape::List,
+                "Paths that may be so: an array, or a file of the policy with one path a line and `#` before remarks.",
+            ),
+        ]),
+        "What is found: whatever any of these is true of.",
+    ),
+    attribute(
+        "except",
+        Shape::Texts,
+        "Paths that are not looked at, with what is beneath them; `*`, `**` and `?` work.",
+    ),
+    attribute(
+        "action",
+        Shape::Word(&["report", "strip-setuid", "reimage"]),
+        "What is done about what is found. Default `report`.",
+    ),
+];
+
 const POLICY: &[Attribute] = &[
     attribute("name", Shape::Text, "Name of the policy in reports."),
     attribute("requires", Shape::Text, "Versions of the agent that understand it, such as `>=0.1`."),
@@ -287,9 +389,9 @@ const SETTING: &[Attribute] = &[
 ];
 
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount", "command", "sweep", "check"];
+const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount"];
 /// Attributes of the language that this version does not have.
-const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify", "waiver"];
+const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify"];
 
 fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
     match kind {
@@ -299,6 +401,9 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
         Kind::User => (USER, "Local users, by name."),
         Kind::Group => (GROUP, "Local groups, by name."),
         Kind::Package => (PACKAGE, "Packages of the host's package manager, by name."),
+        Kind::Command => (COMMAND, "Programs that are run when needed, by a name of your own."),
+        Kind::Sweep => (SWEEP, "Rules over whole trees, by a name of your own."),
+        Kind::Check => (CHECK, "Programs that only say whether all is well, by a name of your own."),
         Kind::Service => (SERVICE, "Systemd units, by name; `.service` may be left out."),
         Kind::Setting => (
             SETTING,
@@ -344,6 +449,10 @@ pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
         | Shape::Values
         | Shape::Names
         | Shape::Proof
+        | Shape::Codes
+        | Shape::Environment
+        | Shape::List
+        | Shape::Date
         | Shape::Includes
         | Shape::Switch(_) => None,
     }
@@ -421,6 +530,15 @@ pub(super) struct Fields<'v> {
     pub(super) is_damaged: bool,
 }
 
+/// A waiver as it is written.
+#[derive(Debug)]
+pub(super) struct Waiver {
+    /// With where it stands.
+    pub(super) until: Option<(String, Place)>,
+    pub(super) reason: Option<String>,
+    pub(super) owner: Option<String>,
+}
+
 /// A text of the policy and where it stands.
 #[derive(Debug, Clone)]
 pub(super) struct Text<'v> {
@@ -457,6 +575,38 @@ impl<'v> Fields<'v> {
             value.get_ref().as_str().map(|text| Text { text, place: self.place(range.clone()), range })
         };
         Some(array.iter().filter_map(text).collect())
+    }
+
+    /// The numbers of an array.
+    pub(super) fn integers(&self, name: &str) -> Option<Vec<i32>> {
+        let array = self.get(name)?.value.get_ref().as_array()?;
+        Some(array.iter().filter_map(|value| as_code(value.get_ref())).collect())
+    }
+
+    /// The keys of a table and its texts, in the order of the policy.
+    pub(super) fn environment(&self, name: &str) -> Vec<(&'v str, Text<'v>)> {
+        let Some(table) = self.get(name).and_then(|field| field.value.get_ref().as_table()) else { return Vec::new() };
+        let text = |value: &'v Spanned<DeValue<'v>>| {
+            let range = value.span();
+            value.get_ref().as_str().map(|text| Text { text, place: self.place(range.clone()), range })
+        };
+        table.iter().filter_map(|(key, value)| Some((&**key.get_ref(), text(value)?))).collect()
+    }
+
+    /// A table in it, which has the right shape.
+    pub(super) fn nested(&self, name: &str) -> Option<Self> {
+        let table = self.get(name)?.value.get_ref().as_table()?;
+        Some(Self { source: Arc::clone(&self.source), table, left_out: Vec::new(), is_damaged: false })
+    }
+
+    /// The parts of a waiver that are there.
+    pub(super) fn waiver(&self, name: &str) -> Option<Waiver> {
+        let table = self.get(name)?.value.get_ref().as_table()?;
+        let text = |key: &str| table.get(key).and_then(|value| value.get_ref().as_str()).map(str::to_owned);
+        let until = table
+            .get("until")
+            .and_then(|value| value.get_ref().as_datetime().map(|until| (until.to_string(), self.place(value.span()))));
+        Some(Waiver { until, reason: text("reason"), owner: text("owner") })
     }
 
     pub(super) fn boolean(&self, name: &str) -> Option<bool> {
@@ -631,6 +781,23 @@ fn has_shape(
                 return wrong.is_empty();
             }
         },
+        Shape::Codes => inner
+            .as_array()
+            .is_some_and(|codes| !codes.is_empty() && codes.iter().all(|code| as_code(code.get_ref()).is_some())),
+        Shape::List => {
+            inner.is_str() || inner.as_array().is_some_and(|items| items.iter().all(|item| item.get_ref().is_str()))
+        }
+        Shape::Date => inner.is_datetime(),
+        Shape::Environment => match inner.as_table() {
+            None => false,
+            Some(table) => {
+                let wrong: Vec<_> = table.values().filter(|item| !item.get_ref().is_str()).collect();
+                for item in &wrong {
+                    out.push(wrong_type(source, item, &path, "a string"));
+                }
+                return wrong.is_empty();
+            }
+        },
         Shape::Word(words) | Shape::Switch(words) => match inner.as_str() {
             None => false,
             Some(word) if words.contains(&word) => true,
@@ -666,6 +833,11 @@ fn has_shape(
         out.push(diagnostic);
     }
     fits
+}
+
+fn as_code(value: &DeValue<'_>) -> Option<i32> {
+    let integer = value.as_integer()?;
+    i32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|code| (0..=255).contains(code))
 }
 
 fn as_id(value: &DeValue<'_>) -> Option<u32> {

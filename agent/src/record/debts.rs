@@ -1,4 +1,4 @@
-//! Restarts and reloads that are owed, until they are paid.
+//! Restarts, reloads and runs that are owed, until they are paid.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
@@ -19,6 +19,17 @@ pub struct Debt {
     pub since: Timestamp,
     /// Why the last attempt to pay did not succeed; empty before the first.
     pub error: String,
+}
+
+/// A run that a command is owed. It lies in the table of debts, in the place of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwedRun {
+    /// The command.
+    pub command: ResourceId,
+    /// The resource whose change owes it.
+    pub because_of: ResourceId,
+    /// Since when, at the latest.
+    pub since: Timestamp,
 }
 
 /// Adds a debt, or turns an owed reload into a restart.
@@ -45,7 +56,7 @@ impl Record {
     pub fn debts(&self) -> Result<Vec<Debt>, RecordError> {
         let read = || -> Result<Vec<Option<Debt>>, rusqlite::Error> {
             let mut statement = self.connection.prepare_cached(
-                "SELECT unit, because_of, notify, since, error FROM debt ORDER BY since, unit, because_of",
+                "SELECT unit, because_of, notify, since, error FROM debt WHERE notify <> 'run' ORDER BY since, unit, because_of",
             )?;
             statement.query_map([], read_debt)?.collect()
         };
@@ -88,6 +99,68 @@ impl Record {
         self.unsaved.retain(|debt| debt.unit != *unit || debt.since > at);
         self.connection
             .execute("DELETE FROM debt WHERE unit = ?1 AND since <= ?2", params![unit.as_str(), micros(at)])
+            .map(drop)
+            .map_err(database("settle a debt"))
+    }
+
+    /// Every run that a command is owed, oldest first, with what could not be written down.
+    pub fn owed_runs(&self) -> Result<Vec<OwedRun>, RecordError> {
+        let read = || -> Result<Vec<(String, String, i64)>, rusqlite::Error> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT unit, because_of, since FROM debt WHERE notify = 'run' ORDER BY since, unit, because_of",
+            )?;
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+        };
+        let rows = read().map_err(database("read the debts"))?;
+        // Names that no version of rekindle writes are left out.
+        let owed = rows.into_iter().filter_map(|(command, because_of, since)| {
+            Some(OwedRun {
+                command: command.parse().ok()?,
+                because_of: because_of.parse().ok()?,
+                since: from_micros(since),
+            })
+        });
+        Ok(owed.chain(self.unsaved_runs.iter().cloned()).collect())
+    }
+
+    /// Records durably that a command is owed a run.
+    pub fn owe_run(
+        &mut self,
+        command: &ResourceId,
+        because_of: &ResourceId,
+        since: Timestamp,
+    ) -> Result<(), RecordError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO debt (unit, because_of, notify, since, error) VALUES (?1, ?2, 'run', ?3, '')
+                 ON CONFLICT (unit, because_of) DO UPDATE SET since = max(since, excluded.since)",
+            )
+            .and_then(|mut statement| {
+                statement.execute(params![command.to_string(), because_of.to_string(), micros(since)])
+            })
+            .map(drop)
+            .map_err(database("record a debt"))
+    }
+
+    /// Remembers one that could not be written, so that this process pays it nevertheless.
+    pub(crate) fn owe_run_unsaved(&mut self, command: &ResourceId, because_of: &ResourceId) {
+        let (command, because_of) = (command.clone(), because_of.clone());
+        self.unsaved_runs.push(OwedRun { command, because_of, since: Timestamp::now() });
+    }
+
+    /// The runs that are owed and known in memory alone.
+    pub(crate) fn unsaved_runs(&self) -> Vec<OwedRun> {
+        self.unsaved_runs.clone()
+    }
+
+    /// Forgets what a command was owed at a time, durably: it was run from then on.
+    pub fn settle_run(&mut self, command: &ResourceId, at: Timestamp) -> Result<(), RecordError> {
+        self.unsaved_runs.retain(|owed| owed.command != *command || owed.since > at);
+        self.connection
+            .execute(
+                "DELETE FROM debt WHERE unit = ?1 AND notify = 'run' AND since <= ?2",
+                params![command.to_string(), micros(at)],
+            )
             .map(drop)
             .map_err(database("settle a debt"))
     }

@@ -619,9 +619,13 @@ fn action_word(action: Action) -> &'static str {
         Action::Create => "create",
         Action::Update => "update",
         Action::Remove => "remove",
+        Action::Run => "run",
+        Action::Report => "report",
+        Action::Waive => "waive",
     }
 }
 
 fn parse_action(word: &str) -> Option<Action> {
-    [Action::Create, Action::Update, Action::Remove].into_iter().find(|action| action_word(*action) == word)
+    let all = [Action::Create, Action::Update, Action::Remove, Action::Run, Action::Report, Action::Waive];
+    all.into_iter().find(|action| action_word(*action) == word)
 }

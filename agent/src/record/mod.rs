@@ -31,7 +31,7 @@ use backup::BackupStore;
 use crate::resource::ResourceId;
 
 pub use confirmations::{Arming, Confirmation, UnitBefore};
-pub use debts::Debt;
+pub use debts::{Debt, OwedRun};
 pub use journal::{HistoryEntry, HistoryFilter, Intent, Note, Repair, RunInfo, StepOutcome};
 pub use lock::{LockError, RunLock};
 pub use orphans::Orphan;
@@ -46,6 +46,8 @@ pub struct Record {
     backups: Option<BackupStore>,
     /// Debts that could not be written. They are paid like the others, and lost only with the process.
     unsaved: Vec<Debt>,
+    /// The same for runs of commands.
+    unsaved_runs: Vec<OwedRun>,
     steps_since_pruning: u32,
     /// Resources whose step a kill cut short.
     interrupted: Vec<ResourceId>,
@@ -150,6 +152,7 @@ impl Record {
             connection,
             backups: None,
             unsaved: Vec::new(),
+            unsaved_runs: Vec::new(),
             steps_since_pruning: 0,
             interrupted: Vec::new(),
             trouble: None,

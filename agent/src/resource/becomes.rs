@@ -1,12 +1,13 @@
 //! What stands at a path once a resource has been put in sync: what a validator is shown before that is so.
 
 use super::place::Ownership;
-use super::{AbsPath, Desired, Ensure, Names, file};
+use super::{AbsPath, Content, Desired, Ensure, Names, Observed, Sighting, file, setting};
 use crate::host::exec::view::{Becomes, Candidate};
 use crate::host::root::{Permissions, Root};
 
 /// What a step for this would leave at its path; `None` for what owns no path, or whose owner the host does not have.
-pub fn becomes(root: &Root, desired: &Desired, names: Names) -> Option<Candidate> {
+pub fn becomes(root: &Root, desired: &Desired, sighting: &Sighting) -> Option<Candidate> {
+    let names = sighting.names;
     let (path, becomes) = if let Desired::File(file) = desired {
         (&file.path, of_file(root, file, names)?)
     } else if let Desired::Directory(directory) = desired {
@@ -21,6 +22,11 @@ pub fn becomes(root: &Root, desired: &Desired, names: Names) -> Option<Candidate
             Ensure::Absent => Becomes::Absent,
         };
         (&symlink.path, becomes)
+    } else if let (Desired::Setting(setting), Observed::Setting(seen)) = (desired, &sighting.observed) {
+        let (content, permissions) = setting::outcome(setting, seen, names)?;
+        // A label that cannot be told is told of by the step itself.
+        let label = root.label_of_successor(&setting.path).unwrap_or_default();
+        (&setting.path, Becomes::File { content: Content::new(&content), permissions, label })
     } else {
         return None;
     };

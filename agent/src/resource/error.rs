@@ -4,6 +4,7 @@ use std::io;
 
 use super::AbsPath;
 use crate::host::accounts::AccountError;
+use crate::host::exec::ExecError;
 use crate::host::packages::PackageError;
 use crate::host::tree::WalkError;
 use crate::host::units::UnitError;
@@ -100,6 +101,48 @@ pub enum ApplyError {
         #[source]
         source: UnitError,
     },
+    /// A program that the policy names could not be run.
+    #[error("cannot run the program")]
+    Exec {
+        /// Why.
+        #[source]
+        source: ExecError,
+    },
+    /// A command did not end as it should.
+    #[error("`{command}`: {said}")]
+    Command {
+        /// The name of its program.
+        short: String,
+        /// The command, as one line.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// The same, and the last that it said.
+        said: String,
+    },
+    /// A command is still being run by what an earlier agent started.
+    #[error("`{command}` still runs since before the agent was started (process {pid})")]
+    StillRuns {
+        /// The command, as one line.
+        command: String,
+        /// The process.
+        pid: u32,
+    },
+    /// Bits of a mode could not be taken away.
+    #[error("cannot take the set-user-id and set-group-id bits from `{path}`")]
+    Strip {
+        /// From what.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The host has no such user.
+    #[error("cannot run anything as `{name}`: the host has no such user (hint: declare user[{name}])")]
+    NoSuchUser {
+        /// Their name.
+        name: String,
+    },
     /// systemd knows no such unit.
     #[error("systemd has no unit `{unit}` (hint: require the package or file that brings it)")]
     NoSuchUnit {
@@ -156,6 +199,11 @@ impl ApplyError {
                 UnitError::Job { verb, result, .. } => format!("systemd {verb}: {result}"),
                 UnitError::Unsupported { .. } => "services: unsupported".to_owned(),
             },
+            Self::Exec { .. } => "program: cannot run".to_owned(),
+            Self::Command { short, status, .. } => format!("{short}: {status}"),
+            Self::StillRuns { .. } => "program: still runs".to_owned(),
+            Self::Strip { source, .. } => format!("strip: {}", io_class(source)),
+            Self::NoSuchUser { .. } => "program: no such user".to_owned(),
             Self::NoSuchUnit { .. } => "systemd: no such unit".to_owned(),
             Self::Vanished { .. } => "observation lost".to_owned(),
         }

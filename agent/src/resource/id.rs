@@ -23,11 +23,17 @@ pub enum Kind {
     Service,
     /// Keys or lines inside a file.
     Setting,
+    /// A program that is run when needed.
+    Command,
+    /// A program that only says whether all is well.
+    Check,
+    /// A rule over whole trees.
+    Sweep,
 }
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::File,
         Self::Directory,
         Self::Symlink,
@@ -36,6 +42,9 @@ impl Kind {
         Self::Package,
         Self::Service,
         Self::Setting,
+        Self::Command,
+        Self::Check,
+        Self::Sweep,
     ];
 
     /// The words for all of them, for people.
@@ -53,6 +62,9 @@ impl Kind {
             Self::Group => "group",
             Self::Package => "package",
             Self::Service => "service",
+            Self::Command => "command",
+            Self::Check => "check",
+            Self::Sweep => "sweep",
             Self::Setting => "setting",
         }
     }

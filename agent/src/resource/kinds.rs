@@ -4,8 +4,8 @@
 
 use super::place::{self, Node};
 use super::{
-    AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, directory, file,
-    group, package, service, setting, symlink, user,
+    AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
+    directory, file, group, package, service, setting, sweep, symlink, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -35,6 +35,9 @@ pub enum Observed {
     Package(Observation<package::Observed>),
     Service(Observation<service::Observed>),
     Setting(Observation<place::Observed>),
+    Command(Observation<command::Observed>),
+    Check(Observation<check::Observed>),
+    Sweep(Observation<sweep::Observed>),
 }
 
 /// Reads what there is to know about one resource. Changes nothing.
@@ -86,6 +89,9 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
             sighting.observed = Observed::Package(package::observe(host, snapshot, package));
         }
         Desired::Service(service) => sighting.observed = Observed::Service(service::observe(host, service)),
+        Desired::Command(command) => sighting.observed = Observed::Command(command::observe(host, snapshot, command)),
+        Desired::Check(check) => sighting.observed = Observed::Check(check::observe(host, snapshot, check)),
+        Desired::Sweep(sweep) => sighting.observed = Observed::Sweep(sweep::observe(host, snapshot, sweep)),
         Desired::Setting(setting) => {
             let mut seen = setting::observe(root, setting);
             add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &setting.spec.ownership()));
@@ -124,6 +130,9 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Group(d), Observed::Group(o)) => group::diff(d, o),
         (Desired::Package(d), Observed::Package(o)) => package::diff(d, o),
         (Desired::Service(d), Observed::Service(o)) => service::diff(d, o),
+        (Desired::Command(d), Observed::Command(o)) => command::diff(d, o),
+        (Desired::Check(d), Observed::Check(o)) => check::diff(d, o),
+        (Desired::Sweep(d), Observed::Sweep(o)) => sweep::diff(d, o),
         (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
         (
             Desired::File(_)
@@ -133,6 +142,9 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_)
             | Desired::Setting(_),
             _,
         ) => Verdict::Indeterminate("observed as another kind".to_owned()),
@@ -155,6 +167,13 @@ pub fn apply(
         (Desired::Group(d), Observed::Group(o)) => group::apply(host, snapshot, d, o),
         (Desired::Package(d), Observed::Package(o)) => package::apply(host, snapshot, d, o),
         (Desired::Service(d), Observed::Service(o)) => service::apply(host, d, o),
+        (Desired::Command(d), Observed::Command(_)) => command::apply(host, snapshot, d),
+        (Desired::Sweep(d), Observed::Sweep(o)) => sweep::apply(host, d, o),
+        (Desired::Check(_), Observed::Check(_)) => Err(ApplyError::Protected {
+            operation: "repair",
+            name: "a check".to_owned(),
+            why: "it only says whether all is well",
+        }),
         (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
         (
             Desired::File(_)
@@ -164,6 +183,9 @@ pub fn apply(
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_)
             | Desired::Setting(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
@@ -275,6 +297,8 @@ impl Resource {
             Desired::Group(_) => watched.accounts = true,
             Desired::Package(_) => watched.packages = true,
             Desired::Service(d) => watched.unit = Some(d.unit.clone()),
+            Desired::Command(d) => watched.paths.extend(d.creates.clone()),
+            Desired::Check(_) | Desired::Sweep(_) => {}
             Desired::Setting(d) => watched.paths.push(d.path.clone()),
         }
         watched

@@ -5,14 +5,18 @@
 
 use std::sync::Arc;
 
+pub mod check;
+pub mod command;
 pub mod content;
 pub mod directory;
 pub mod file;
 pub mod group;
 pub mod package;
 pub mod place;
+pub mod program;
 pub mod service;
 pub mod setting;
+pub mod sweep;
 pub mod symlink;
 pub mod user;
 
@@ -32,7 +36,7 @@ pub use content::Content;
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, replaced};
-pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, UnitName, UserName};
+pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, RuleName, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};
 pub use stood::Stood;
 pub use text::{digest, hex, text_change};
@@ -65,6 +69,12 @@ pub enum Desired {
     Service(service::Desired),
     /// Keys or lines inside a file.
     Setting(setting::Desired),
+    /// A program that is run when needed.
+    Command(Box<command::Desired>),
+    /// A program that only says whether all is well.
+    Check(Box<check::Desired>),
+    /// A rule over whole trees.
+    Sweep(Box<sweep::Desired>),
 }
 
 /// What to do when a resource is found out of sync under an unchanged revision.
@@ -203,6 +213,12 @@ pub enum Action {
     Update,
     /// Remove what should not be there.
     Remove,
+    /// Run a program.
+    Run,
+    /// Nothing: it is only told of.
+    Report,
+    /// Nothing: somebody accepts it for a while.
+    Waive,
 }
 
 /// One difference between observed and desired.

@@ -206,6 +206,19 @@ name_type!(
     }
 );
 name_type!(
+    /// The name of something that the policy alone knows, such as a command.
+    RuleName, "name", |text| {
+        if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || text.len() > 128 {
+            return Err("it must begin with a letter or digit and have at most 128 bytes");
+        }
+        if text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b'@' | b'+')) {
+            Ok(())
+        } else {
+            Err("only letters, digits and `-_.:@+` are allowed")
+        }
+    }
+);
+name_type!(
     /// The full name of a systemd unit, with its suffix: `ssh.service`, `apt-daily.timer`.
     UnitName, "unit name", |text| {
         let Some((stem, suffix)) = text.rsplit_once('.') else { return Err("it has no suffix such as `.service`") };

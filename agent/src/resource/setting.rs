@@ -291,6 +291,21 @@ pub(super) fn replacement(desired: &Desired, content: &[u8]) -> Option<Vec<u8>> 
     (!edited.changes.is_empty()).then_some(edited.content)
 }
 
+/// What a step would leave at the path, starting from what was observed; `None` when it would fail.
+pub(super) fn outcome(
+    desired: &Desired,
+    observation: &Observation<Observed>,
+    names: Names,
+) -> Option<(Vec<u8>, Permissions)> {
+    let Desired { path, spec } = desired;
+    let (content, metadata): (&[u8], _) = match observation {
+        Observation::Present(Observed { node: Node::File(content), metadata }) => (content, Some(metadata)),
+        Observation::Absent if spec.missing == Missing::Create => (&[], None),
+        Observation::Present(_) | Observation::Absent | Observation::Unknown(_) => return None,
+    };
+    Some((spec.edits.edit(content).ok()?.content, spec.permissions(path, names, metadata).ok()?))
+}
+
 /// Edits the file, starting from what was observed.
 pub fn apply(
     root: &Root,

@@ -51,6 +51,7 @@ impl Displaced {
     pub fn by(changes: &[Change], action: Action, displaced: Option<&str>, actor: Option<&str>) -> Option<Self> {
         match action {
             Action::Create => Some(Self::nothing(actor)),
+            Action::Run | Action::Report | Action::Waive => None,
             Action::Update | Action::Remove => {
                 let found = changes.iter().filter_map(|change| found(change, displaced));
                 let found = bounded(&found.collect::<Vec<_>>().join(", "));

@@ -452,3 +452,62 @@ fn settings() {
         ],
     );
 }
+
+#[test]
+fn commands_and_checks() {
+    let command = |attributes: &str| format!("[command.x]\n{attributes}\n");
+    let check_of = |attributes: &str| format!("[check.x]\nrun = ['/bin/true']\n{attributes}\n");
+    check(
+        "commands_and_checks",
+        Some(&host()),
+        &[
+            (&command("run = ['/usr/sbin/update-grub']"), &["forever"]),
+            (&command("unless = ['/bin/true']"), &["missing-key"]),
+            (&command("run = 'update-grub && reboot'\nunless = ['/bin/true']"), &["type"]),
+            (&command("run = ['/bin/a', '&&', '/bin/b']\nunless = ['b']"), &["program", "program"]),
+            (&command("run = ['/bin/a']\nowed_by = ['file[/etc/none]']"), &["reference"]),
+            (&command("run = ['/bin/a']\nowed_by = ['check[y]']\n[check.y]\nrun = ['/bin/b']"), &["reference"]),
+            (&command("run = ['/bin/a']\ncreates = 'x'\ncwd = '../y'\nuser = 'a b'"), &["name", "path", "path"]),
+            (&command("run = ['/bin/a']\ncreates = '/x'\ndeadline = '0s'"), &["value"]),
+            (&command("run = ['/bin/a']\ncreates = '/x'\nexit_codes = [0, 256]\nenv = { A = 1 }"), &["type", "type"]),
+            (&command("run = ['/bin/a']\ncreates = '/x'\nenv = { 'A=B' = 'c' }"), &["name"]),
+            (&command("run = ['/bin/a']\ncreates = '/x'\nstate = 'absent'"), &["unknown-key"]),
+            ("[command.'a b']\nrun = ['/bin/a']\ncreates = '/x'\n", &["name"]),
+            (&check_of("on_drift = 'repair'\nrestarts = ['ssh']"), &["contradiction", "contradiction"]),
+            (&check_of("on_drift = 'reimage'"), &[]),
+            (&check_of("unless = ['/bin/false']"), &["unknown-key"]),
+            (&check_of("waiver = { until = '2027-03-01', reason = 'r', owner = 'o' }"), &["type"]),
+            (&check_of("waiver = { until = 2027-03-01, reason = 'r' }"), &["missing-key"]),
+            (&check_of("waiver = { until = 2027-03-01, reason = ' ', owner = 'o' }"), &["value"]),
+            (&check_of("waiver = { until = 09:00:00, reason = 'r', owner = 'o' }"), &["value"]),
+            (&check_of("waiver = { until = 2027-03-01T09:00:00Z, reason = 'r', owner = 'o' }"), &[]),
+        ],
+    );
+}
+
+#[test]
+fn sweeps() {
+    let sweep = |attributes: &str| format!("[sweep.x]\n{attributes}\n");
+    check(
+        "sweeps",
+        Some(&host()),
+        &[
+            (&sweep("under = ['/usr']\nmatch = { setuid = true, not_in = 'files/motd' }"), &["path"]),
+            (
+                &sweep("under = ['/usr']\nmatch = { setuid = true, not_in = ['/usr/bin/sudo'] }\naction = 'reimage'"),
+                &[],
+            ),
+            (&sweep("match = { setuid = true }"), &["missing-key"]),
+            (&sweep("under = ['usr']\nexcept = ['*.so']"), &["path", "missing-key", "path"]),
+            (&sweep("under = ['/usr']\nmatch = { setuid = false }"), &["value"]),
+            (&sweep("under = ['/usr']\nmatch = { setuid = true, not_in = 'suid-allowlist' }"), &["missing-file"]),
+            (&sweep("under = ['/usr']\nmatch = { setuid = true, not_in = 5, suid = true }"), &["type", "unknown-key"]),
+            (
+                &sweep("under = ['/usr']\nmatch = { no_owner = true }\naction = 'strip-setuid'\non_drift = 'report'"),
+                &["contradiction", "contradiction"],
+            ),
+            (&sweep("under = ['/usr']\nmatch = { setuid = true }\nrestarts = ['ssh']"), &["contradiction"]),
+            (&sweep("under = ['/usr']\nmatch = { setuid = true }\naction = 'remove'"), &["unknown-value"]),
+        ],
+    );
+}

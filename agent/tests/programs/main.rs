@@ -2,5 +2,7 @@
 //! managed. They change mounts of their own and run as other users, so root runs them; anybody else's run says that it did not.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test's helpers fail as its body does")]
 
+mod commands;
 mod support;
+mod sweeps;
 mod validate;

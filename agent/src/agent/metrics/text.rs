@@ -77,6 +77,7 @@ pub fn render(facts: &Facts<'_>) -> String {
     for (verdict, count) in [
         ("in_sync", n.in_sync),
         ("drifted", n.drifted),
+        ("waived", n.waived),
         ("failed", n.failed),
         ("indeterminate", n.indeterminate),
         ("skipped", n.skipped),

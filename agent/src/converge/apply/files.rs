@@ -76,6 +76,9 @@ impl<'a> Run<'a, '_> {
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_)
             | Desired::Setting(_) => return None,
         };
         let Ensure::Present(spec) = &file.ensure else { return None };

@@ -158,6 +158,9 @@ impl Member<'_> {
                 | Desired::Group(_)
                 | Desired::Package(_)
                 | Desired::Service(_)
+                | Desired::Command(_)
+                | Desired::Check(_)
+                | Desired::Sweep(_)
                 | Desired::Setting(_),
                 _,
             ) => Ok(()),

@@ -40,7 +40,7 @@ impl Run<'_, '_> {
         for debt in debts {
             by_unit.entry(debt.unit.clone()).or_default().push(debt);
         }
-        let mut reports = Vec::new();
+        let mut reports = self.report_runs();
         for (unit, debts) in by_unit {
             let began = Timestamp::now();
             let payment = match self.withheld(&unit, &debts, interrupted) {
@@ -97,12 +97,13 @@ impl Run<'_, '_> {
     }
 
     /// Whether a resource is as it will stay: in sync, or left alone. One that this run did not visit is looked at now.
-    fn settled(&mut self, input: &Resource) -> bool {
+    pub(super) fn settled(&mut self, input: &Resource) -> bool {
         if let Some(outcome) = self.outcome(&input.id) {
             return !blocks(outcome);
         }
         match self.look(input).1 {
-            Verdict::InSync => true,
+            // A command that is owed a run is as good as out of sync.
+            Verdict::InSync => self.owed_runs(input).is_empty(),
             Verdict::Drift(_) => left_alone(self.request, input).is_some(),
             Verdict::Indeterminate(_) => false,
         }

@@ -14,7 +14,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Run, left_alone};
-use crate::actor::command;
 use crate::converge::Cause;
 use crate::host::exec;
 use crate::host::exec::view::Candidate;
@@ -24,11 +23,6 @@ use crate::resource::{self, Argv, Desired, Drift, Ensure, Resource, ResourceId, 
 
 /// A validator that takes longer is killed.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// Most lines of a validator's output that a failure shows: the last ones.
-const MAX_LINES: usize = 12;
-/// Longest of them, in characters.
-const MAX_LINE: usize = 300;
 
 /// Why a step may not go on: the error, and its signature.
 pub(super) type Refusal = (String, String);
@@ -147,7 +141,7 @@ impl<'a> Run<'a, '_> {
         match self.context.host.programs.validate(candidates, argv.words(), DEADLINE) {
             Ok(output) if output.success() => Ok(()),
             Ok(output) => {
-                let said = shown(&output);
+                let said = exec::last_words(&output);
                 let said = if said.is_empty() { "it said nothing".to_owned() } else { said };
                 let error = format!("not put in place, because `{argv}` refuses it: {}: {said}", output.status);
                 tracing::warn!(program = argv.program(), status = %output.status, "a candidate was refused");
@@ -179,22 +173,11 @@ impl<'a> Run<'a, '_> {
             }
             if let (sighting, Verdict::Drift(_)) = self.look(resource) {
                 let root = &self.context.host.root;
-                candidates.extend(resource::becomes(root, &resource.desired, sighting.names));
+                candidates.extend(resource::becomes(root, &resource.desired, &sighting));
             }
         }
         candidates
     }
-}
-
-/// The last lines of what a program said, bounded, escaped and without what looks like a secret: for an error text.
-pub(super) fn shown(output: &exec::Output) -> String {
-    let mut lines = exec::escape_lines(&output.stderr);
-    if lines.is_empty() {
-        lines = exec::escape_lines(&output.stdout);
-    }
-    let from = lines.len().saturating_sub(MAX_LINES);
-    let last = lines.iter().skip(from).map(|line| command::escaped(&command::masked_text(line), MAX_LINE));
-    last.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

@@ -170,7 +170,7 @@ impl<'a, 'v> Graph<'a, 'v> {
                         graph.settings.entry(path).or_default().push(i);
                     }
                 }
-                Kind::User | Kind::Service => {}
+                Kind::User | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => {}
             }
         }
         graph
@@ -229,7 +229,7 @@ pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
     match declaration.id.kind {
         Kind::File | Kind::Directory | Kind::Symlink => Some(&declaration.id.name),
         Kind::Setting => setting::path_of(&declaration.id.name, declaration.fields.text("path").as_ref()),
-        Kind::User | Kind::Group | Kind::Package | Kind::Service => None,
+        Kind::User | Kind::Group | Kind::Package | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => None,
     }
 }
 
@@ -300,7 +300,15 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         let key = match declaration.id.kind {
             Kind::User => "uid",
             Kind::Group => "gid",
-            Kind::File | Kind::Directory | Kind::Symlink | Kind::Package | Kind::Service | Kind::Setting => continue,
+            Kind::File
+            | Kind::Directory
+            | Kind::Symlink
+            | Kind::Package
+            | Kind::Service
+            | Kind::Setting
+            | Kind::Command
+            | Kind::Check
+            | Kind::Sweep => continue,
         };
         let Some((number, place)) = declaration.fields.id(key) else { continue };
         let is_root = &*declaration.id.name == "root";
@@ -363,7 +371,10 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Group
             | Kind::Package
             | Kind::Service
-            | Kind::Setting => continue,
+            | Kind::Setting
+            | Kind::Command
+            | Kind::Check
+            | Kind::Sweep => continue,
         };
         out.push(
             Diagnostic::error("path", format!("`{id}` lies below `{}`, which {what}", other.id.name))
@@ -452,7 +463,10 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Symlink(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_) => {}
+            | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_) => {}
         }
         // A package that was asked for first may bring the account with it.
         let brings = |(id, _): &(ResourceId, _)| {
@@ -539,7 +553,14 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             Kind::Group => protected_account(graph, i, declaration, "gid", out),
             Kind::Package if graph.is_absent(i) => protected_package(graph, declaration, out),
             Kind::Service => protected_service(graph, i, declaration, out),
-            Kind::Package | Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => {}
+            Kind::Package
+            | Kind::File
+            | Kind::Directory
+            | Kind::Symlink
+            | Kind::Setting
+            | Kind::Command
+            | Kind::Check
+            | Kind::Sweep => {}
         }
     }
 }

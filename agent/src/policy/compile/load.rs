@@ -12,7 +12,7 @@ use crate::policy::Orphans;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
-use crate::resource::{AbsPath, GroupName, InvalidName, Kind, PackageName, ResourceId, UnitName, UserName};
+use crate::resource::{AbsPath, GroupName, InvalidName, Kind, PackageName, ResourceId, RuleName, UnitName, UserName};
 
 /// The file that a policy begins with.
 const ROOT: &str = "policy.toml";
@@ -481,6 +481,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
         Kind::User => UserName::new(name).map(|name| name.as_str().into()),
         Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
         Kind::Package => PackageName::new(name).map(|name| name.as_str().into()),
+        Kind::Command | Kind::Check | Kind::Sweep => RuleName::new(name).map(|name| name.as_str().into()),
         Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit).into()),
         Kind::Setting if name.starts_with('/') => AbsPath::new(name).map(|path| path.shared()),
         Kind::Setting => label(name).map(Arc::from),
@@ -498,6 +499,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
                 Kind::User | Kind::Group => "a name of lower-case letters, digits, `_`, `-` and `.`",
                 Kind::Package => "the name of a package",
                 Kind::Service => "the name of a systemd unit",
+                Kind::Command | Kind::Check | Kind::Sweep => "a name of letters, digits and `-_.:@+`",
             };
             out.push(Diagnostic::error(what, error.to_string()).at(place.clone(), error.why).expected(expected));
             None

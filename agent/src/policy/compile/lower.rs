@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 mod directory;
 mod program;
+mod sweep;
 
 use super::load::{Declaration, missing_file, resource_id};
 use super::shared::Shared;
@@ -47,7 +48,8 @@ pub(super) fn lower<'v>(
     let is_absent = is_absent(declaration, out);
     let mut reader = Reader { id, name: &declaration.name, fields, files, engine, shared, out };
     // The common attributes come first, so that their mistakes are reported beside those of the kind.
-    let requires = reader.requires();
+    let mut requires = reader.references("requires");
+    let owed_by = reader.owed_by();
     let notifies = reader.notifies();
     let validate = reader.argv("validate");
     let desired = match id.kind {
@@ -58,13 +60,23 @@ pub(super) fn lower<'v>(
         Kind::Group => reader.group(is_absent),
         Kind::Package => reader.package(is_absent),
         Kind::Service => reader.service(),
+        Kind::Command => reader.command(&owed_by),
+        Kind::Check => reader.check(),
+        Kind::Sweep => reader.sweep(),
         Kind::Setting => reader.setting(),
     }?;
+    requires.extend(owed_by);
     let owner =
         if matches!(id.kind, Kind::File | Kind::Directory | Kind::Setting) { None } else { fields.text("owner") };
     let on_drift = match fields.text("on_drift").map(|word| word.text) {
         Some("report") => OnDrift::Report,
         Some("reimage") => OnDrift::Reimage,
+        None if id.kind == Kind::Check => OnDrift::Report,
+        None if id.kind == Kind::Sweep => match fields.text("action").map(|word| word.text) {
+            Some("reimage") => OnDrift::Reimage,
+            Some("strip-setuid") => OnDrift::Repair,
+            Some(_) | None => OnDrift::Report,
+        },
         Some(_) | None => OnDrift::Repair,
     };
     let confirm = reader.confirm().ok()?;
@@ -116,9 +128,9 @@ impl<'a, 'v> Reader<'a, 'v> {
         self.out.push(Diagnostic::error(code, title).at(at.clone(), "").expected(expected));
     }
 
-    fn requires(&mut self) -> Vec<(ResourceId, Place)> {
+    fn references(&mut self, name: &str) -> Vec<(ResourceId, Place)> {
         let mut requires = Vec::new();
-        for text in self.fields.texts("requires").unwrap_or_default() {
+        for text in self.fields.texts(name).unwrap_or_default() {
             match text.text.parse::<ResourceId>() {
                 Ok(id) => {
                     if let Some(id) = resource_id(id.kind, &id.name, &text.place, self.out) {

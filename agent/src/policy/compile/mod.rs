@@ -20,6 +20,8 @@
 //!   in (`/etc/NAME`, `/etc/default/NAME`, `/usr/share/NAME`, `/usr/lib/NAME`, `/var/lib/NAME`, `/var/log/NAME`, `/opt/NAME`)
 //! - a user: its declared groups
 //! - a service: the package of its name, and everything that restarts or reloads it
+//! - a command: what it is owed by, the declared files that its program and its guards are, the user that it runs as; a check
+//!   the same; a file that names a validator: the declared file that the validator is
 //! - removals the other way round: a directory after what is removed from it, a group after the user of its name,
 //!   a package after its service is stopped
 

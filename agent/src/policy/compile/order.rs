@@ -6,7 +6,7 @@ use super::check::{Graph, path_of};
 use super::load::service_name;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::resource::place::Ownership;
-use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, service, user};
+use crate::resource::{Argv, Desired, Ensure, Kind, Principal, ResourceId, service, user};
 
 /// For each resource what it requires, without duplicates, and why.
 #[derive(Debug)]
@@ -92,7 +92,18 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
             builder.automatic(service, Some(i), "it restarts or reloads the service");
         }
     }
+    if let Some(argv) = &lowered.validate {
+        builder.automatic(i, file_of(graph, argv), "the file is the program that looks at it");
+    }
     match &lowered.desired {
+        Desired::Command(command) => {
+            let argvs = [Some(&command.program.argv), command.onlyif.as_ref(), command.unless.as_ref()];
+            runs(graph, i, argvs.into_iter().flatten(), command.program.user.as_deref(), builder);
+        }
+        Desired::Sweep(_) => {}
+        Desired::Check(check) => {
+            runs(graph, i, [&check.program.argv], check.program.user.as_deref(), builder);
+        }
         Desired::File(file) => {
             let owners = match &file.ensure {
                 Ensure::Present(spec) => Some(&*spec.ownership),
@@ -144,6 +155,25 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
     }
 }
 
+/// The declared file that is a program, unless it is to be gone.
+fn file_of(graph: &Graph<'_, '_>, argv: &Argv) -> Option<usize> {
+    graph.find(&ResourceId::new(Kind::File, argv.program())).filter(|file| !graph.is_absent(*file))
+}
+
+fn runs<'p>(
+    graph: &Graph<'_, '_>,
+    i: usize,
+    argvs: impl IntoIterator<Item = &'p Argv>,
+    user: Option<&str>,
+    builder: &mut Builder,
+) {
+    for argv in argvs {
+        builder.automatic(i, file_of(graph, argv), "the file is the program that it runs");
+    }
+    let user = user.and_then(|user| graph.find(&ResourceId::new(Kind::User, user)));
+    builder.automatic(i, user.filter(|user| !graph.is_absent(*user)), "it runs as the user");
+}
+
 fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
     match graph.lowered(i).map(|lowered| &lowered.desired) {
         Some(Desired::Service(service)) => match service.state {
@@ -157,7 +187,10 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Setting(_),
+            | Desired::Setting(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_),
         )
         | None => false,
     }

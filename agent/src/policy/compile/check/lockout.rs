@@ -48,7 +48,10 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Symlink(_)
             | Desired::Group(_)
             | Desired::Package(_)
-            | Desired::Service(_) => {}
+            | Desired::Service(_)
+            | Desired::Command(_)
+            | Desired::Check(_)
+            | Desired::Sweep(_) => {}
         }
     }
     for (account, place) in &accounts {
