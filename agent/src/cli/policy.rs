@@ -17,6 +17,7 @@ use crate::agent::control::{self, Answer, Request};
 use crate::agent::revisions::{self, Revisions};
 use crate::config::{self, Paths, Settings};
 use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
+use crate::host::programs::Programs;
 use crate::host::{self, Host};
 use crate::policy::compile::{self, Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
@@ -252,6 +253,8 @@ pub(super) fn plan(global: &Global, args: &Plan, out: &mut Out) -> Outcome {
     }
     let target = Target { root: Some(tree.path().to_path_buf()), ..args.target.clone() };
     let mut prepared = prepare(global, &target, out)?;
+    // Nor are its programs anybody's to run: whoever made the snapshot would run them as whoever looks at it.
+    prepared.host.programs = Programs::nowhere("a captured host runs no programs");
     // A state database that came with the snapshot is nobody's word.
     prepared.settings.paths.state = tree.path().with_extension("no-state");
     show_plan(&prepared, out)

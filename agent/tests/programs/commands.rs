@@ -163,6 +163,21 @@ fn a_program_is_run_as_said_and_killed_at_its_deadline() {
 }
 
 #[test]
+fn no_program_of_a_captured_host_is_run() {
+    let Some(world) = World::new() else { return };
+    world.write("tree/etc/os-release", "ID=debian\n");
+    let tar = std::process::Command::new("tar")
+        .args(["-cf", world.path("host.tar").to_str().unwrap(), "-C", world.path("tree").to_str().unwrap(), "."])
+        .status();
+    assert!(tar.unwrap().success());
+    world.policy("[check.a]\nrun = ['/bin/true']\n[command.b]\nrun = ['/bin/true']\nunless = ['/bin/true']\n");
+    let (policy, host) = (world.path("policy"), world.path("host.tar"));
+    let plan = world.run(&["plan", "--policy", policy.to_str().unwrap(), "--against", host.to_str().unwrap()]);
+    assert_eq!(plan.code, 3, "{plan:?}");
+    assert_eq!(plan.text.matches("a captured host runs no programs").count(), 2, "{plan:?}");
+}
+
+#[test]
 fn a_failing_check_is_told_of_and_a_waived_one_is_in_order_for_now() {
     let Some(world) = World::new() else { return };
     let soon = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(240)).unwrap();
