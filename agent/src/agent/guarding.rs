@@ -46,7 +46,7 @@ impl Worker {
     fn declared(&self, resource: &Resource, snapshot: &mut Snapshot) -> Option<Declared> {
         let Desired::File(file) = &resource.desired else { return None };
         let Ensure::Present(spec) = &file.ensure else { return None };
-        if resource.on_drift != OnDrift::Repair {
+        if resource.on_drift != OnDrift::Repair || !spec.care.is_simple(spec) {
             return None;
         }
         // A run that is owed is made durable before the change, which takes an ordinary run.

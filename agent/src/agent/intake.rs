@@ -84,6 +84,14 @@ impl Worker {
             for path in &watched.paths {
                 watch(path.into(), &resource.id);
             }
+            // Where the link leads now. It leads elsewhere only after an event, which a run follows; until the policy is put in
+            // force again full scans watch over what it leads to then.
+            if let Desired::File(file) = &resource.desired
+                && let Ok(followed) = file.acts_on(&self.host.root)
+                && followed != file.path
+            {
+                watch((&followed).into(), &resource.id);
+            }
             for directory in &watched.entries {
                 watch(format!("{directory}/").as_str().into(), &resource.id);
             }

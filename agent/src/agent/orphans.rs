@@ -244,7 +244,11 @@ impl Worker {
                         }
                     },
                 };
-                let spec = file::Spec { content: Content::new(&content), ownership: ownership(permissions).into() };
+                let spec = file::Spec {
+                    content: Content::new(&content),
+                    ownership: ownership(permissions).into(),
+                    care: file::Care::default(),
+                };
                 Ok(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
             }
             Stood::Directory { permissions } => {

@@ -32,9 +32,10 @@ use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
+use crate::record::reserve::Reserve;
 use crate::record::{Confirmation, Orphan, Pause, Record, RunLock};
 use crate::resource::{Action, OnDrift, ResourceId, UnitName, chain};
-use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool};
+use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool, SpoolError};
 use crate::watch::Interest;
 
 /// Something for the worker to do.
@@ -143,6 +144,7 @@ pub struct Worker {
     pub(super) record: Record,
     pub(super) outbox: Spool,
     pub(super) inbox: Spool,
+    reserve: Reserve,
     pub(super) in_force: Option<InForce>,
     pub(super) revisions: Revisions,
     pub(super) health: Health,
@@ -202,6 +204,7 @@ impl Worker {
             scanned: Scanned::default(),
             outbox: Spool::open(&settings.paths.outbox())?,
             inbox: Spool::open(&settings.paths.inbox())?,
+            reserve: Reserve::of(&settings.paths.state),
             facts,
             host,
             record,
@@ -228,6 +231,7 @@ impl Worker {
     /// Works until told to stop, or until the event loop is gone.
     pub fn run(mut self, tasks: &Receiver<Task>) {
         self.note_start();
+        self.take_reserve();
         self.recover();
         self.load_policy();
         // Before anything else is looked at: a crash in the time for a proof is no proof.
@@ -443,6 +447,7 @@ impl Worker {
         }
         if report.full && !report.interrupted {
             self.look_at_file_systems();
+            self.take_reserve();
         }
         if report.cause == Cause::Drift {
             self.note_own_drift(report.changed().map(|changed| &changed.resource));
@@ -534,12 +539,38 @@ impl Worker {
         self.enqueue(OutgoingBody::Alert(alert));
     }
 
+    /// Does something once more when the disk was full and the reserve could be given up.
+    fn with_reserve<T>(&self, what: &str, mut write: impl FnMut() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
+        match write() {
+            Err(error) if error.is_full() && self.reserve.release_for(what) => {
+                self.warn(
+                    "the disk of /var/lib/rekindle is full: the reserve for what must be told is in use".to_owned(),
+                );
+                write()
+            }
+            written => written,
+        }
+    }
+
+    /// Takes the reserve (again) where there is room for it.
+    pub(super) fn take_reserve(&self) {
+        match self.reserve.take() {
+            Ok(true) => {}
+            Ok(false) => self.warn(format!(
+                "too little room on the disk of `{}` to keep a reserve: alerts are lost when it fills up",
+                self.settings.paths.state.display()
+            )),
+            Err(error) => self.warn(format!("cannot keep a reserve for a full disk: {error}")),
+        }
+    }
+
     /// Queues a message for the courier. A full disk costs the message, never the run: it is said in the log and in `status`.
     pub(super) fn enqueue(&self, body: OutgoingBody) {
-        let queued = self
-            .outbox
-            .next_id(Timestamp::now(), super::random_u64())
-            .and_then(|id| self.outbox.enqueue(&Outgoing { version: 1, id, body }));
+        let queue = || {
+            let id = self.outbox.next_id(Timestamp::now(), super::random_u64())?;
+            self.outbox.enqueue(&Outgoing { version: 1, id, body: body.clone() })
+        };
+        let queued = self.with_reserve("a message", queue);
         if let Err(error) = queued {
             self.warn(format!("cannot queue a message: {}", chain(&error)));
         }
@@ -565,7 +596,7 @@ impl Worker {
         if self.checkin.as_ref() == Some(&state) {
             return;
         }
-        match self.outbox.write_slot(&state) {
+        match self.with_reserve("the check-in", || self.outbox.write_slot(&state)) {
             Ok(()) => self.checkin = Some(state),
             Err(error) => self.warn(format!("cannot write the check-in: {}", chain(&error))),
         }

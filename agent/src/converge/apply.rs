@@ -310,6 +310,12 @@ impl<'a> Run<'a, '_> {
         let clock = Instant::now();
         let time = Timestamp::now();
         let who = self.who(resource);
+        if let Some((error, word)) = resource::refusal(&resource.desired, sighting) {
+            tracing::warn!(resource = %resource.id, error = %error, "step refused");
+            let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
+            let outcome = Outcome::Failed { changes: drift.changes, error, signature: format!("refused: {word}") };
+            return ResourceReport { who, ..report(resource, step, outcome) };
+        }
         let purged = resource::purges(&resource.desired, sighting);
         let before = stood::places(&self.context.host.root, resource, sighting);
         let arming = match (self.arming(resource, &before), purged) {
@@ -421,7 +427,8 @@ impl<'a> Run<'a, '_> {
             }
             Replaced::Content(_) if !self.context.record.keeps_backups() => Ok(None),
             Replaced::Content(content) => self.context.record.keep(&content).map(Some).map_err(|e| {
-                (format!("cannot keep a backup of what is replaced: {}", chain(&e)), "back up".to_owned())
+                let class = e.errno().map(|errno| format!(": errno {errno}")).unwrap_or_default();
+                (format!("cannot keep a backup of what is replaced: {}", chain(&e)), format!("back up{class}"))
             }),
         }
     }

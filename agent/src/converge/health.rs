@@ -522,7 +522,8 @@ impl Health {
                 }
                 let Some(worst) = self.given_up(settings, now) else { return };
                 match last_good {
-                    Some(good) if *good != report.revision => {
+                    // No other revision makes room on a disk, or a file system writable.
+                    Some(good) if *good != report.revision && !self.is_host_fault(&worst) => {
                         let failing: Vec<String> = self
                             .failing
                             .iter()
@@ -569,18 +570,24 @@ impl Health {
         effects.push(Effect::RollBack { bad, because });
     }
 
-    /// The resource for which both limits have passed, if there is one. What fails for the same cause after the agent was started
+    /// The resource for which both limits have passed, if there is one, first such as the policy may be to blame for. What fails
+    /// for the same cause after the agent was started
     /// anew is given up after as many attempts without waiting: neither time nor a restart has helped.
     fn given_up(&self, settings: &HealthSettings, now: Timestamp) -> Option<ResourceId> {
         self.failing
             .iter()
-            .find(|(_, failure)| {
+            .filter(|(_, failure)| {
                 !failure.indeterminate
                     && failure.contested_at.is_none()
                     && failure.attempts >= settings.give_up_attempts
                     && (failure.outlived_restart || later(failure.since, settings.give_up_after) <= now)
             })
+            .min_by_key(|(_, failure)| is_host_fault(&failure.signature))
             .map(|(id, _)| id.clone())
+    }
+
+    fn is_host_fault(&self, resource: &ResourceId) -> bool {
+        self.failing.get(resource).is_some_and(|failure| is_host_fault(&failure.signature))
     }
 
     fn give_up(
@@ -599,7 +606,8 @@ impl Health {
         }
         let (attempts, error) =
             self.failing.get(worst).map_or((0, String::new()), |failure| (failure.attempts, failure.error.clone()));
-        let summary = format!("{worst} failed {attempts} times: {error}");
+        let blame = if self.is_host_fault(worst) { "a fault of the host: " } else { "" };
+        let summary = format!("{blame}{worst} failed {attempts} times: {error}");
         self.ask(Request { id: new_id(), reason: Reason::Failed, summary }, now, effects);
     }
 
@@ -647,6 +655,16 @@ impl Health {
             }
         }
     }
+}
+
+/// Whether a failure is the host's and no policy's: its disk is full, failing, damaged or read-only.
+fn is_host_fault(signature: &str) -> bool {
+    use rustix::io::Errno;
+    let faults = [Errno::IO, Errno::NOSPC, Errno::ROFS, Errno::UCLEAN, Errno::DQUOT];
+    signature
+        .rsplit_once("errno ")
+        .and_then(|(_, errno)| errno.parse().ok())
+        .is_some_and(|errno: i32| faults.iter().any(|fault| fault.raw_os_error() == errno))
 }
 
 /// `time + span`, saturating.

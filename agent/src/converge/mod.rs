@@ -126,6 +126,8 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             Verdict::InSync | Verdict::Indeterminate(_) => None,
         };
         let held = told.or(held).or_else(|| resource::excess(&resource.desired, &sighting));
+        let refused = || resource::refusal(&resource.desired, &sighting).map(|(why, _)| why);
+        let held = held.or_else(refused);
         findings.push(plan::Finding {
             resource,
             verdict,

@@ -9,6 +9,7 @@ mod laws;
 mod paths;
 mod runs;
 mod settings;
+mod traps;
 mod trees;
 mod users;
 mod verified;
@@ -184,6 +185,7 @@ fn file_spec(content: &str) -> file::Spec {
             group: Principal::Agent,
             mode: Permission::from_bits(0o644),
         }),
+        care: file::Care::default(),
     }
 }
 

@@ -92,14 +92,14 @@ impl Attic {
     pub fn open(root: &Root, home: Option<&Path>, directory: BorrowedFd<'_>) -> io::Result<Self> {
         let mount = mount_of(directory)?;
         let at_home = match home {
-            Some(home) => stage::place_at_home(home, mount).map_err(io::Error::other)?,
+            Some(home) => stage::place_at_home(home, mount).map_err(plain)?,
             None => None,
         };
         let path = match at_home {
             Some(path) => path,
             None => stage::top_of_mount(root, directory, mount)?.join(FOREIGN_ATTIC),
         };
-        stage::make_private(&path).map_err(io::Error::other)?;
+        stage::make_private(&path).map_err(plain)?;
         let dir = stage::open_directory(&path)?;
         let metadata = super::root::stat_of(&dir)?;
         if metadata.uid != super::current_ids().0 || metadata.mode.bits() & 0o077 != 0 {
@@ -172,6 +172,14 @@ impl Attic {
                 total = total.saturating_add(bytes);
             }
         }
+    }
+}
+
+/// The error of the system, where it was one.
+fn plain(unfit: stage::Unfit) -> io::Error {
+    match unfit {
+        stage::Unfit::Io { source, .. } => source,
+        stage::Unfit::Btrfs | stage::Unfit::NoExchange | stage::Unfit::NotOurs(_) => io::Error::other(unfit),
     }
 }
 

@@ -6,6 +6,7 @@
 //! or the new one. The one exception is a file that something is mounted on, which nothing can replace.
 
 mod attributes;
+mod follow;
 mod labels;
 mod metadata;
 pub(in crate::host) mod resolve;
@@ -288,6 +289,14 @@ impl Root {
         Ok(Put::InPlace)
     }
 
+    /// Writes to the regular file that is at `path`, for who wants all of its names to show the same. Not atomic.
+    pub fn overwrite_file(&self, path: &AbsPath, content: &[u8], permissions: Permissions) -> io::Result<()> {
+        let (dir, name) = self.writable_place(path)?;
+        self.write_in_place(&dir, &name, content, permissions, Keep::Nothing)
+            .map(drop)
+            .map_err(|error| explain(&dir, Some(&name), path, error))
+    }
+
     /// Puts a symbolic link at `path`, atomically and durably. A directory there is an error.
     pub fn replace_symlink(&self, path: &AbsPath, target: &str) -> io::Result<()> {
         let (dir, name) = self.writable_place(path)?;
@@ -539,6 +548,9 @@ fn explain(dir: &OwnedFd, name: Option<&OsStr>, path: &AbsPath, error: io::Error
             } else {
                 error
             }
+        }
+        Some(Errno::TXTBSY) => {
+            io::Error::new(error.kind(), "it is a program that runs: it can be replaced, but not written to")
         }
         Some(Errno::BUSY) => io::Error::new(error.kind(), "something is mounted on it, so it cannot be replaced"),
         Some(_) | None => error,

@@ -187,6 +187,24 @@ const FILE: &[Attribute] = &[
     FILE_GROUP,
     MODE,
     attribute(
+        "symlink",
+        Shape::Word(&["replace", "follow", "refuse"]),
+        "What to do about a symbolic link at the path. `replace`: the file takes its place, what it led to is not touched. `follow`: \
+         what it leads to is the file, if nobody but root could have made the link. `refuse`: the step fails. Default `replace`.",
+    ),
+    attribute(
+        "hardlink",
+        Shape::Word(&["break", "in-place", "refuse"]),
+        "What to do when the file has other names and is out of sync. `break`: it is replaced, the other names keep what they \
+         have. `in-place`: it is written to, not at once, and all names show the same. `refuse`: the step fails. Default `break`.",
+    ),
+    attribute(
+        "allow_empty",
+        Shape::Bool,
+        "Whether a file that has content may be emptied when its template or source comes out empty. Default false: the step \
+         fails. `content = \"\"` needs no leave.",
+    ),
+    attribute(
         "validate",
         Shape::Texts,
         "Program and arguments that must succeed before new content is put in place; `{}` stands for the path. It sees all files of the run as they will be, and nobody else does. Never a line for a shell.",

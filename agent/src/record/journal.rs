@@ -165,7 +165,11 @@ pub struct HistoryEntry {
 
 impl Record {
     /// Makes durable what some steps are about to do and what they will owe, in one transaction. Returns their history ids.
-    pub fn begin_steps(&mut self, run: &mut RunInfo, intents: &[Intent<'_>]) -> Result<Vec<i64>, RecordError> {
+    pub(super) fn try_begin_steps(
+        &mut self,
+        run: &mut RunInfo,
+        intents: &[Intent<'_>],
+    ) -> Result<Vec<i64>, RecordError> {
         let write = |transaction: &Transaction<'_>| -> Result<(i64, Vec<i64>), rusqlite::Error> {
             let run_id = run_row(transaction, run)?;
             let mut ids = Vec::with_capacity(intents.len());
@@ -196,7 +200,7 @@ impl Record {
     }
 
     /// Makes durable what came of some steps, in one transaction.
-    pub fn finish_steps(&mut self, outcomes: &[StepOutcome]) -> Result<(), RecordError> {
+    pub(super) fn try_finish_steps(&mut self, outcomes: &[StepOutcome]) -> Result<(), RecordError> {
         let write = |transaction: &Transaction<'_>| -> Result<(), rusqlite::Error> {
             for outcome in outcomes {
                 let word = if outcome.error.is_some() { "failed" } else { "changed" };
@@ -233,7 +237,11 @@ impl Record {
     }
 
     /// Records steps that are done, with what they owe, in one transaction. Returns their history ids.
-    pub fn record_repairs(&mut self, run: &RunInfo, repairs: &[Repair<'_>]) -> Result<Vec<i64>, RecordError> {
+    pub(super) fn try_record_repairs(
+        &mut self,
+        run: &RunInfo,
+        repairs: &[Repair<'_>],
+    ) -> Result<Vec<i64>, RecordError> {
         let write = |transaction: &Transaction<'_>| -> Result<Vec<i64>, rusqlite::Error> {
             let run_id = run_row(transaction, run)?;
             let mut ids = Vec::with_capacity(repairs.len());
@@ -275,7 +283,7 @@ impl Record {
     }
 
     /// Takes note durably that alerts in the outbox tell of some steps, or that they need none.
-    pub fn told(&mut self, steps: &[i64]) -> Result<(), RecordError> {
+    pub(super) fn try_told(&mut self, steps: &[i64]) -> Result<(), RecordError> {
         let write = |transaction: &Transaction<'_>| -> Result<(), rusqlite::Error> {
             for step in steps {
                 transaction.prepare_cached("DELETE FROM untold WHERE step = ?1")?.execute([step])?;
@@ -296,7 +304,7 @@ impl Record {
 
     /// Records something that was left alone, unless the newest entry about the resource says the same already: a full scan
     /// every half hour must not fill the history with one standing drift. Returns the id of the entry.
-    pub fn note(&mut self, run: &mut RunInfo, note: &Note<'_>) -> Result<i64, RecordError> {
+    pub(super) fn try_note(&mut self, run: &mut RunInfo, note: &Note<'_>) -> Result<i64, RecordError> {
         let changes = changes_text(note.changes);
         let resource = note.resource.to_string();
         let newest: Option<(i64, Option<String>, String, Option<String>)> = self

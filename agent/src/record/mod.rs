@@ -18,6 +18,8 @@ pub mod newest;
 mod orphans;
 mod pauses;
 mod places;
+pub mod reserve;
+mod room;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +29,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use backup::BackupStore;
+use reserve::Reserve;
 
 use crate::resource::ResourceId;
 
@@ -37,6 +40,7 @@ pub use lock::{LockError, RunLock};
 pub use orphans::Orphan;
 pub use pauses::{NewPause, Pause};
 pub use places::{Place, Undone};
+pub use room::is_full;
 
 /// The durable state of one host.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ pub struct Record {
     /// Resources whose step a kill cut short.
     interrupted: Vec<ResourceId>,
     trouble: Option<String>,
+    /// Given up when the journal finds no room.
+    reserve: Option<Reserve>,
 }
 
 /// A record that was opened for writing.
@@ -114,9 +120,13 @@ impl Record {
     pub fn open(state: &Path) -> Result<Opened, RecordError> {
         database::make_directory(state, 0o755)?;
         let path = state.join(DATABASE);
-        let (connection, set_aside) = database::open_or_replace(&path)?;
+        let reserve = Reserve::of(state);
+        let (connection, set_aside) = match database::open_or_replace(&path) {
+            Err(error) if error.is_full() && reserve.release_for("the journal") => database::open_or_replace(&path)?,
+            opened => opened?,
+        };
         let backups = BackupStore::open(&state.join("backup"))?;
-        let mut record = Self { backups: Some(backups), ..Self::new(connection) };
+        let mut record = Self { backups: Some(backups), reserve: Some(reserve), ..Self::new(connection) };
         record.mark_interrupted()?;
         record.prune(Timestamp::now())?;
         Ok(Opened { record, set_aside })
@@ -126,7 +136,7 @@ impl Record {
     pub fn open_beside(state: &Path) -> Result<Self, RecordError> {
         let (connection, _) = database::open_or_replace(&state.join(DATABASE))?;
         let backups = BackupStore::open_beside(&state.join("backup"));
-        Ok(Self { backups: Some(backups), ..Self::new(connection) })
+        Ok(Self { backups: Some(backups), reserve: Some(Reserve::of(state)), ..Self::new(connection) })
     }
 
     /// Opens the record for writing beside whoever works on the host, who may have a step in hand: no step is marked interrupted.
@@ -156,6 +166,7 @@ impl Record {
             steps_since_pruning: 0,
             interrupted: Vec::new(),
             trouble: None,
+            reserve: None,
         }
     }
 
@@ -185,7 +196,7 @@ impl Record {
     }
 
     /// Writes a small value durably.
-    pub fn save<T: Serialize>(&mut self, key: &str, value: &T) -> Result<(), RecordError> {
+    fn try_save<T: Serialize>(&mut self, key: &str, value: &T) -> Result<(), RecordError> {
         let text =
             serde_json::to_string(value).map_err(|source| RecordError::Value { what: format!("`{key}`"), source })?;
         self.connection

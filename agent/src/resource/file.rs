@@ -3,7 +3,7 @@
 //! Content that differs is replaced as a whole and atomically; owner, group or mode that differ alone are set on the inode
 //! that is there, and an access control list, capabilities and the flags that refuse changes are removed from it; of a file with
 //! several names the others are left behind as they are. A link, FIFO, socket or device at the path is replaced without ever being opened; a directory only when it
-//! is empty.
+//! is empty. A policy can say otherwise of links and names: [`Care`].
 
 use std::sync::Arc;
 
@@ -11,6 +11,10 @@ use super::place::{self, Node, Observed, Ownership};
 use super::{AbsPath, Action, ApplyError, Change, Content, Drift, Ensure, Names, Observation, Verdict, text};
 use crate::host::root::{Metadata, Permissions, Root};
 use crate::host::verify::Entry;
+
+mod care;
+
+pub use care::{Care, Empty, HardLink, Symlink, refusal};
 
 /// What a file should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct Spec {
     pub content: Content,
     /// Owner, group and mode. A compiled policy holds equal ones once.
     pub ownership: Arc<Ownership>,
+    /// What to do where the file is not simply replaced.
+    pub care: Care,
 }
 
 impl Desired {
@@ -35,6 +41,10 @@ impl Desired {
     /// not have.
     pub fn entry(&self, names: Names) -> Option<Entry> {
         let Ensure::Present(spec) = &self.ensure else { return None };
+        // Links are not followed there.
+        if spec.care.symlink == Symlink::Follow {
+            return None;
+        }
         Some(Entry {
             path: self.path.clone(),
             content: spec.content.clone(),
@@ -55,11 +65,15 @@ pub fn permission_changes(spec: &Spec, metadata: &Metadata, names: Names) -> Vec
 
 /// Reads what is at the path. Content is read up to [`place::MAX_CONTENT`] so that it can be shown and kept.
 pub fn observe(root: &Root, desired: &Desired) -> Observation<Observed> {
+    let path = match desired.acts_on(root) {
+        Ok(path) => path,
+        Err(error) => return Observation::Unknown(format!("cannot follow `{}`: {error}", desired.path)),
+    };
     match &desired.ensure {
         Ensure::Present(spec) => {
-            place::observe_content(root, &desired.path, u64::try_from(spec.content.len()).unwrap_or(u64::MAX))
+            place::observe_content(root, &path, u64::try_from(spec.content.len()).unwrap_or(u64::MAX))
         }
-        Ensure::Absent => place::observe_content(root, &desired.path, 0),
+        Ensure::Absent => place::observe_content(root, &path, 0),
     }
 }
 
@@ -104,10 +118,16 @@ pub fn diff(
                 place::permission_changes(&mut changes, &observed.metadata, names, &spec.ownership);
                 let n_links = observed.metadata.n_links;
                 // Another name alone changes nothing here; with a step it is shown, because the step leaves it behind.
-                if n_links > 1 && !observed.metadata.is_mount && !changes.is_empty() {
-                    changes.push(Change::value("links", Some(n_links.to_string()), Some("1".to_owned())));
-                }
                 let same = matches!(&observed.node, Node::File(content) if spec.content.is(content));
+                if n_links > 1 && !observed.metadata.is_mount && !changes.is_empty() {
+                    changes.push(match spec.care.hardlink {
+                        HardLink::Break => Change::value("links", Some(n_links.to_string()), Some("1".to_owned())),
+                        HardLink::InPlace | HardLink::Refuse => {
+                            let how = format!("in place, not at once: the file has {n_links} names");
+                            Change::value("method", None, Some(how))
+                        }
+                    });
+                }
                 if observed.metadata.is_mount && !same {
                     let how = "in place, not at once: something is mounted on it".to_owned();
                     changes.push(Change::value("method", None, Some(how)));
@@ -125,7 +145,8 @@ pub fn apply(
     observation: &Observation<Observed>,
     names: Names,
 ) -> Result<(), ApplyError> {
-    let path = &desired.path;
+    let acts_on = desired.acts_on(root).map_err(place::failure("follow", &desired.path, None))?;
+    let path = &acts_on;
     match (&desired.ensure, observation) {
         (_, Observation::Unknown(why)) => Err(ApplyError::Vanished { what: path.to_string(), why: why.clone() }),
         (Ensure::Absent, Observation::Absent) => Ok(()),
@@ -139,6 +160,19 @@ pub fn apply(
             let permissions = spec.ownership.permissions(path, names)?;
             let metadata = Some(&observed.metadata);
             match &observed.node {
+                // All names are to show the same.
+                Node::File(_) | Node::Unread
+                    if observed.metadata.n_links > 1 && spec.care.hardlink == HardLink::InPlace =>
+                {
+                    place::unlock(root, path, observed)?;
+                    let content =
+                        spec.content.bytes().map_err(place::failure("read the declared content of", path, None))?;
+                    root.overwrite_file(path, &content, permissions).map_err(place::failure(
+                        "overwrite",
+                        path,
+                        metadata,
+                    ))
+                }
                 // Of a file with several names the others are none of ours to change: it is replaced, and they keep what
                 // they are.
                 Node::File(content) if spec.content.is(content) && observed.metadata.n_links == 1 => root

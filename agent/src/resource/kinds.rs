@@ -200,6 +200,14 @@ pub fn excess(desired: &Desired, sighting: &Sighting) -> Option<String> {
     }
 }
 
+/// Why a step must not be attempted although it is due, with a word for the reason, if so.
+pub fn refusal(desired: &Desired, sighting: &Sighting) -> Option<(String, &'static str)> {
+    match (desired, &sighting.observed) {
+        (Desired::File(d), Observed::File(o)) => file::refusal(d, o),
+        _ => None,
+    }
+}
+
 /// The directory from which a step removes what nobody declares, if it is such a step.
 pub fn purges<'a>(desired: &'a Desired, sighting: &Sighting) -> Option<&'a directory::Desired> {
     match (desired, &sighting.observed) {

@@ -35,7 +35,7 @@ pub use becomes::becomes;
 pub use content::Content;
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
-pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, replaced};
+pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, refusal, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, RuleName, UnitName, UserName};
 pub use snapshot::{Names, Snapshot};
 pub use stood::Stood;

@@ -193,6 +193,8 @@ impl Stood {
 pub fn places(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(AbsPath, Stood)> {
     use super::Observed as Seen;
     let seen = match (&resource.desired, &sighting.observed) {
+        // What a link leads to is not what is at the path.
+        (Desired::File(d), Seen::File(_)) if d.acts_on(root).ok().as_ref() != Some(&d.path) => return Vec::new(),
         (Desired::File(d), Seen::File(seen)) => Some((&d.path, seen)),
         (Desired::Directory(d), Seen::Directory(seen)) => {
             // What a rule changes beneath a directory is held by no list of paths: the attic and its manifest have it.

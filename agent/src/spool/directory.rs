@@ -163,6 +163,23 @@ pub enum SpoolError {
     },
 }
 
+impl SpoolError {
+    /// Whether there is no room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Write { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::Open { .. }
+            | Self::List { .. }
+            | Self::Read { .. }
+            | Self::Remove { .. }
+            | Self::Unstorable { .. }
+            | Self::Refused { .. } => false,
+        }
+    }
+}
+
 /// Names a message: sortable by creation, unique by chance.
 pub fn new_id(now: Timestamp, random: u64) -> String {
     let ms = now.as_millisecond().clamp(0, 9_999_999_999_999);

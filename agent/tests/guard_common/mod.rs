@@ -206,6 +206,7 @@ pub fn declared(path: &str, content: &str, notifies: &[(Notify, UnitName)]) -> D
                 group: Principal::Agent,
                 mode: Mode::from_bits(0o644),
             }),
+            care: file::Care::default(),
         },
         names: Names { uid: Some(uid), gid: Some(gid) },
         notifies: notifies.to_vec(),

@@ -14,10 +14,9 @@ impl Run<'_, '_> {
     /// Begins a batch for what a step removes from a directory. The error comes with its signature.
     pub(super) fn begin_batch(&self, directory: &directory::Desired) -> Result<Batch, (String, String)> {
         let failed = |error: std::io::Error| {
-            (
-                format!("cannot keep what would be removed from `{}`: {error}", directory.path),
-                "open the attic".to_owned(),
-            )
+            let class = error.raw_os_error().map(|errno| format!(": errno {errno}")).unwrap_or_default();
+            let text = format!("cannot keep what would be removed from `{}`: {error}", directory.path);
+            (text, format!("open the attic{class}"))
         };
         let root = &self.context.host.root;
         let opened = tree::open(root, &directory.path).map_err(failed)?;

@@ -188,7 +188,11 @@ mod tests {
 
     fn resource(content: &str) -> Resource {
         let ownership = Ownership { owner: Principal::Agent, group: Principal::Agent, mode: Mode::from_bits(0o644) };
-        let spec = file::Spec { content: Content::new(content.as_bytes()), ownership: Arc::new(ownership) };
+        let spec = file::Spec {
+            content: Content::new(content.as_bytes()),
+            ownership: Arc::new(ownership),
+            care: file::Care::default(),
+        };
         let path = AbsPath::new("/etc/a").unwrap();
         Resource {
             id: ResourceId::new(Kind::File, "/etc/a"),

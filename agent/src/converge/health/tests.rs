@@ -177,6 +177,37 @@ fn what_could_not_be_told_never_leads_to_a_request() {
 }
 
 #[test]
+fn a_fault_of_the_host_is_no_policys() {
+    let spoilt = |name: &str, signature: &str| {
+        (id(name), Outcome::Failed { changes: Vec::new(), error: "no".into(), signature: signature.into() })
+    };
+    let check = |signature: &str, state: &str, effect: &str| {
+        let mut host = Host::new();
+        host.last_good = Some(Revision::new("r0"));
+        for second in [0, 5] {
+            host.run(second, vec![spoilt("/a", signature)]);
+        }
+        host.run(11, vec![spoilt("/a", signature)]).check(state, &[effect]);
+        host
+    };
+    for signature in ["replace: errno 30", "create: errno 28", "replace: errno 5", "back up: errno 122"] {
+        // No older revision would do better, so it is the host that is asked for.
+        let mut host = check(signature, "requested", "Ask");
+        let request = host.health.request().unwrap();
+        assert!(request.summary.starts_with("a fault of the host: file[/a] failed 3 times"), "{}", request.summary);
+        host.run(20, vec![unchanged("/a")]).check("converged", &["Withdraw", "AlertRestored"]);
+    }
+    check("replace: errno 13", "on_last_good", "RollBack");
+    // Where the policy may be to blame for something else as well, it is the first suspect.
+    let mut both = Host::new();
+    both.last_good = Some(Revision::new("r0"));
+    for second in [0, 5] {
+        both.run(second, vec![spoilt("/a", "replace: errno 30"), failed("/b")]);
+    }
+    both.run(11, vec![spoilt("/a", "replace: errno 30"), failed("/b")]).check("on_last_good", &["RollBack"]);
+}
+
+#[test]
 fn the_policy_is_suspected_before_the_host() {
     let mut host = Host::new();
     host.last_good = Some(Revision::new("r0"));

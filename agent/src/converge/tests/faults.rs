@@ -119,7 +119,7 @@ fn case_37_a_read_only_file_system_at_any_step_of_a_repair() {
 
 /// A real file system, and what makes it full, until it is unmounted.
 #[expect(clippy::disallowed_methods, reason = "a test plays the foreign writer")]
-fn fill(directory: &Path) -> PathBuf {
+pub(super) fn fill(directory: &Path) -> PathBuf {
     let filler = directory.join("filler");
     std::fs::write(&filler, "").unwrap();
     let mut file = std::fs::OpenOptions::new().append(true).open(&filler).unwrap();

@@ -43,7 +43,7 @@ pub(super) fn only_we_may_write(directory: &Metadata) -> bool {
     is_ours(directory) && directory.mode.bits() & 0o022 == 0
 }
 
-fn is_ours(metadata: &Metadata) -> bool {
+pub(super) fn is_ours(metadata: &Metadata) -> bool {
     metadata.uid == 0 || metadata.uid == rustix::process::geteuid().as_raw()
 }
 

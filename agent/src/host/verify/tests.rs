@@ -424,6 +424,7 @@ proptest! {
                     group: Principal::Agent,
                     mode: entry.mode,
                 }),
+                care: file::Care::default(),
             };
             let desired = file::Desired { path: entry.path.clone(), ensure: Ensure::Present(spec) };
             let names = Names { uid: Some(entry.uid), gid: Some(entry.gid) };

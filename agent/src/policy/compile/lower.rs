@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+mod care;
 mod directory;
 mod program;
 mod sweep;
@@ -298,6 +299,7 @@ impl<'a, 'v> Reader<'a, 'v> {
                 group: group.ok()?.unwrap_or(Principal::Agent),
                 mode: mode.ok()?,
             }),
+            care: self.care(),
         };
         Some(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
     }
@@ -336,12 +338,12 @@ impl<'a, 'v> Reader<'a, 'v> {
                     self.out.push(*diagnostic);
                     Reported
                 })?;
-                if rendered.is_empty() {
+                if rendered.is_empty() && self.fields.boolean("allow_empty") != Some(true) {
                     let title = format!("the template `{}` renders to nothing", text.text);
                     self.out.push(
                         Diagnostic::warning("empty", title)
-                            .at(text.place, format!("`{}` would be empty", self.id))
-                            .hint("for an empty file write `content = \"\"`"),
+                            .at(text.place, format!("where `{}` has content, it is not emptied", self.id))
+                            .hint("if that is meant, write `allow_empty = true`"),
                     );
                 }
                 Ok(self.shared.content(&rendered))
