@@ -24,6 +24,7 @@ mod scanning;
 mod sessions;
 mod sockets;
 pub mod status;
+pub mod trial;
 mod verdicts;
 mod who;
 pub mod worker;

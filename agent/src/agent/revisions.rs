@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::status::Refused;
+use super::trial::{self, Known};
 use crate::config::{self, Paths, TrustSettings};
 use crate::host::gpgv;
-use crate::policy::compile::{self, Inputs};
+use crate::policy::compile::Inputs;
 use crate::policy::trust::{self, AllowedSigners, Keyring, Trust, Verified};
 use crate::policy::{DesiredState, Revision, candidate};
 use crate::record::newest::{self, Newest};
@@ -36,6 +37,9 @@ pub struct Revisions {
     pub settled: Option<Revision>,
     /// The newest refused revision.
     pub refused: Option<Refused>,
+    /// The revision whose trial came to no end: this process does not try it again.
+    #[serde(skip)]
+    pub endless: Option<Revision>,
 }
 
 /// The policy in force.
@@ -69,7 +73,8 @@ pub fn consider(
     now: Timestamp,
 ) -> Consideration {
     let revision = Revision::new(commit);
-    if revisions.in_force.as_ref() == Some(&revision) || revisions.backed_out.as_ref() == Some(&revision) {
+    let known = [&revisions.in_force, &revisions.backed_out, &revisions.endless];
+    if known.into_iter().any(|known| known.as_ref() == Some(&revision)) {
         return Consideration::Nothing;
     }
     match examine(paths, trust, revisions, commit, inputs) {
@@ -111,7 +116,7 @@ fn refuse(revisions: &mut Revisions, commit: &str, reason: String, now: Timestam
 fn examine(
     paths: &Paths,
     trust: &TrustSettings,
-    revisions: &Revisions,
+    revisions: &mut Revisions,
     commit: &str,
     inputs: &Inputs<'_>,
 ) -> Result<(Verified, DesiredState), String> {
@@ -134,7 +139,12 @@ fn examine(
     }
     let candidate = candidate::from_commit(&repository, commit).map_err(|e| chain(&e))?;
     let verified = trust::verify(candidate, &trust, Timestamp::now()).map_err(|e| chain(&e))?;
-    let compiled = compile::compile(&verified, inputs).map_err(|diagnostics| diagnostics.render(false))?;
+    let compiled = trial::compile(&verified, inputs, Known::New).map_err(|diagnostics| {
+        if trial::is_limit(&diagnostics) {
+            revisions.endless = Some(verified.revision().clone());
+        }
+        diagnostics.render(false)
+    })?;
     Ok((verified, compiled.state))
 }
 
@@ -175,6 +185,6 @@ fn read_keys(file: &Path) -> Result<Trust, String> {
 /// Loads a revision that was verified and stored earlier.
 pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
     let verified = trust::load_stored(&paths.policies().join(revision.as_str())).map_err(|e| chain(&e))?;
-    let compiled = compile::compile(&verified, inputs).map_err(|diagnostics| diagnostics.render(false))?;
+    let compiled = trial::compile(&verified, inputs, Known::Before).map_err(|diagnostics| diagnostics.render(false))?;
     Ok(InForce { state: compiled.state, signer: verified.signer().map(str::to_owned) })
 }

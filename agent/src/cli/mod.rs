@@ -109,6 +109,9 @@ enum Command {
     /// Become a validator that sees candidates in place; started by the agent
     #[command(name = crate::host::exec::view::ENTER_COMMAND, hide = true)]
     Enter,
+    /// Try a policy out in a process of its own; started by whoever compiles it
+    #[command(name = crate::agent::trial::COMMAND, hide = true)]
+    CompileChild,
     /// Write manual pages; used by packaging
     #[command(name = "__man", hide = true)]
     Man {
@@ -161,6 +164,9 @@ pub fn main() -> ExitCode {
     }
     if matches!(cli.command, Command::Enter) {
         return crate::host::exec::view::enter::main();
+    }
+    if matches!(cli.command, Command::CompileChild) {
+        return crate::agent::trial::child_main();
     }
     let mut out = Out::new(cli.global.json);
     match dispatch(cli, &mut out).and_then(|code| out.flush().map(|()| code).map_err(CliError::from)) {
@@ -229,7 +235,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Command::Demo(args) => demo::run(&args, out),
         Command::DemoEngine(args) => demo::run_engine(&args),
         // Answered in `main`, before anything is written.
-        Command::FetchChild | Command::Enter => Ok(exit::OK),
+        Command::FetchChild | Command::Enter | Command::CompileChild => Ok(exit::OK),
         Command::Man { directory } => {
             clap_mangen::generate_to(Cli::command(), directory)?;
             Ok(exit::OK)

@@ -15,11 +15,12 @@ use super::{CliError, Global, Out, Outcome, exit, resource_id, services, setting
 use crate::agent::confirming::last_answer;
 use crate::agent::control::{self, Answer, Request};
 use crate::agent::revisions::{self, Revisions};
+use crate::agent::trial::{self, Known};
 use crate::config::{self, Paths, Settings};
 use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
 use crate::host::programs::Programs;
 use crate::host::{self, Host};
-use crate::policy::compile::{self, Compiled, Inputs};
+use crate::policy::compile::{Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
 use crate::policy::facts::Facts;
 use crate::policy::trust::{self, Trust};
@@ -89,7 +90,7 @@ pub(super) fn check(args: &Check, out: &mut Out) -> Outcome {
     let inputs = Inputs { facts: &facts, roles: &args.roles, host: view.as_ref() };
     let candidate = candidate::from_directory(&args.directory)?;
     let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
-    match compile::compile(&verified, &inputs) {
+    match trial::compile(&verified, &inputs, Known::New) {
         Ok(compiled) => {
             let n = compiled.state.resources().len();
             if out.is_json() {
@@ -158,7 +159,7 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
         Some(directory) => {
             let candidate = candidate::from_directory(directory)?;
             let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
-            match compile::compile(&verified, &inputs) {
+            match trial::compile(&verified, &inputs, Known::New) {
                 Ok(Compiled { state, warnings, .. }) => {
                     if !out.is_json() {
                         print_warnings(warnings, out)?;
@@ -211,7 +212,7 @@ pub(super) fn held_in(settings: &Settings, directory: &Path, out: &mut Out) -> R
     let view = host::facts::view(&host);
     let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
     let verified = trust::verify(candidate::from_directory(directory)?, &Trust::Operator, Timestamp::now())?;
-    match compile::compile(&verified, &inputs) {
+    match trial::compile(&verified, &inputs, Known::New) {
         Ok(compiled) => Ok(Held { state: compiled.state, verified }),
         Err(errors) => {
             out.line(errors.render(out.has_color()))?;

@@ -170,6 +170,11 @@ impl Budget {
     }
 }
 
+/// A tree that another process of this program read, checked, and handed over in memory.
+pub fn from_memory(revision: Revision, files: BTreeMap<String, Vec<u8>>) -> Candidate {
+    Candidate { revision, origin: Origin::Directory(PathBuf::new()), files: Arc::new(files) }
+}
+
 /// Reads a plain directory, leaving out `.git`, following no symbolic link below it.
 ///
 /// The revision is `dir-` and a digest of every path and content, so that equal trees have equal revisions.

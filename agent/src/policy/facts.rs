@@ -41,7 +41,7 @@ pub struct Facts {
 }
 
 /// What a host has, as far as a policy is judged by it. Made by [`crate::host`]; `None` when compiling for a host that is not there.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HostView {
     /// Names of local users.
     pub users: BTreeSet<String>,

@@ -1,5 +1,8 @@
 //! Templates and conditions: minijinja, strict, with bounded fuel, recursion and output.
 //!
+//! Memory inside a template is not bounded here: forty lines that each double a string would need a terabyte, and nothing is
+//! asked before the library takes them. [`super::compile::compile_after`] has them tried out where a limit can end them.
+//!
 //! A template reaches `facts`, `roles`, `vars`, `host` and other templates of the same commit; nothing else: no file of the
 //! host, no environment, no clock, no chance. The same inputs give the same bytes.
 //! Error texts are made from the kind of error and its place; minijinja's own debug output shows the values of variables and
@@ -13,6 +16,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 
+use serde::{Deserialize, Serialize};
+
 use super::diagnostic::{Diagnostic, Place, Source};
 use super::facts::Facts;
 use super::schema::{Text, closest};
@@ -23,12 +28,33 @@ const FUEL: u64 = 100_000;
 const RECURSION: usize = 50;
 /// Most bytes that one template may render to.
 pub(super) const MAX_RENDERED: usize = 8 * 1024 * 1024;
+/// Most includes that are shown around an error.
+const MAX_CHAIN: usize = 8;
 /// Most bytes in the source of one template.
 const MAX_SOURCE: usize = 1024 * 1024;
+
+/// Is told what is looked at next.
+pub(super) type Trace = Option<fn(&Traced)>;
+
+/// The template or condition that a compilation is about to look at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Traced {
+    /// `template` or `when`.
+    pub(super) what: String,
+    /// The template's name, or the condition.
+    pub(super) text: String,
+    /// The file of the policy that asks for it.
+    pub(super) file: String,
+    /// Where in it, in bytes.
+    pub(super) start: usize,
+    /// Where it ends.
+    pub(super) end: usize,
+}
 
 /// Renders the templates of one policy for one host.
 #[derive(Debug)]
 pub(super) struct Engine {
+    trace: Trace,
     environment: Environment<'static>,
     context: Value,
     files: Arc<BTreeMap<String, Vec<u8>>>,
@@ -37,7 +63,13 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(files: Arc<BTreeMap<String, Vec<u8>>>, facts: &Facts, roles: &[String], vars: Value) -> Self {
+    pub(super) fn new(
+        files: Arc<BTreeMap<String, Vec<u8>>>,
+        facts: &Facts,
+        roles: &[String],
+        vars: Value,
+        trace: Trace,
+    ) -> Self {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));
@@ -92,7 +124,15 @@ impl Engine {
             ("vars", vars),
             ("host", host),
         ]);
-        Self { environment, context, files, conditions: HashMap::new(), rendered: HashMap::new() }
+        let (conditions, rendered) = (HashMap::new(), HashMap::new());
+        Self { trace, environment, context, files, conditions, rendered }
+    }
+
+    fn tell(&self, what: &str, asked: &Text<'_>) {
+        if let Some(trace) = self.trace {
+            let (file, range) = (asked.place.location().file.to_string(), asked.range.clone());
+            trace(&Traced { what: what.into(), text: asked.text.into(), file, start: range.start, end: range.end });
+        }
     }
 
     /// Evaluates a `when`.
@@ -100,6 +140,7 @@ impl Engine {
         if let Some(known) = self.conditions.get(when.text) {
             return Ok(*known);
         }
+        self.tell("when", when);
         let context = self.context.clone();
         let result = self
             .environment
@@ -149,6 +190,7 @@ impl Engine {
         if let Some(known) = self.rendered.get(asked.text) {
             return Ok(Arc::clone(known));
         }
+        self.tell("template", asked);
         let mut output = Bounded(Vec::new());
         let result = self
             .environment
@@ -166,29 +208,34 @@ impl Engine {
 
     fn explain(&self, asked: &Text<'_>, error: &minijinja::Error) -> Diagnostic {
         // The innermost error that has a place says most: an include wraps what went wrong inside it.
-        let mut innermost = error;
+        let mut chain = vec![error];
         let mut cause = std::error::Error::source(error);
         while let Some(next) = cause {
-            if let Some(next) = next.downcast_ref::<minijinja::Error>() {
-                innermost = next;
-            }
+            chain.extend(next.downcast_ref::<minijinja::Error>());
             cause = next.source();
         }
+        let innermost = chain.pop().unwrap_or(error);
         let names = innermost.name().and_then(|name| self.environment.get_template(name).ok());
         let names = names.map(|template| template.undeclared_variables(true)).unwrap_or_default();
         let at = innermost.template_source().zip(innermost.range()).and_then(|(text, range)| text.get(range));
         let (what, hint) = self.describe(innermost, names, at.unwrap_or_default());
         let title = format!("the template `{}` cannot be rendered: {what}", asked.text);
         let diagnostic = Diagnostic::error("template", title).hint(hint);
-        let file = innermost.name().and_then(|name| self.files.get_key_value(name));
-        match file.and_then(|(name, bytes)| std::str::from_utf8(bytes).ok().map(|text| (name, text))) {
-            Some((name, text)) => {
-                let source = Source::new(name, text);
-                let range = innermost.range().unwrap_or_else(|| line_range(text, innermost.line().unwrap_or(1)));
-                diagnostic.at(Place::new(&source, range), "").also(asked.place.clone(), "the template is named here")
-            }
-            None => diagnostic.at(asked.place.clone(), ""),
+        let Some(place) = self.place_of(innermost) else { return diagnostic.at(asked.place.clone(), "") };
+        let mut diagnostic = diagnostic.at(place, "");
+        // From the inside out; of a cycle its first turns say enough.
+        for place in chain.iter().rev().filter_map(|error| self.place_of(error)).take(MAX_CHAIN) {
+            diagnostic = diagnostic.also(place, "included here");
         }
+        diagnostic.also(asked.place.clone(), "the template is named here")
+    }
+
+    /// Where in a template something went wrong.
+    fn place_of(&self, error: &minijinja::Error) -> Option<Place> {
+        let (name, bytes) = self.files.get_key_value(error.name()?)?;
+        let text = std::str::from_utf8(bytes).ok()?;
+        let range = error.range().unwrap_or_else(|| line_range(text, error.line().unwrap_or(1)));
+        Some(Place::new(&Source::new(name, text), range))
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "minijinja's kinds of errors, which it may add to")]

@@ -9,6 +9,7 @@ mod refusals;
 mod repository;
 mod scale;
 mod support;
+mod trial;
 mod trust;
 mod trust_certificates;
 mod trust_history;

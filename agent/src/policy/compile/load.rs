@@ -121,6 +121,16 @@ pub(super) fn parse<'v>(files: &'v BTreeMap<String, Vec<u8>>, out: &mut Diagnost
     documents
 }
 
+/// Whether a policy has templates or conditions, wherever they stand.
+pub(super) fn evaluates(documents: &[Document<'_>]) -> bool {
+    fn has(table: &DeTable<'_>) -> bool {
+        table.iter().any(|(key, value)| {
+            matches!(&**key.get_ref(), "when" | "template") || value.get_ref().as_table().is_some_and(has)
+        })
+    }
+    documents.iter().any(|d| has(d.table.get_ref()) || d.includes.iter().any(|(_, when)| when.is_some()))
+}
+
 /// Says that the policy holds no such file, and which was probably meant.
 pub(super) fn missing_file(files: &BTreeMap<String, Vec<u8>>, path: &str, place: Place, what: &str) -> Diagnostic {
     let diagnostic = |title: String| {

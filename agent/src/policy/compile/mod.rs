@@ -33,9 +33,10 @@ mod order;
 mod shared;
 
 use super::DesiredState;
-use super::diagnostic::{Diagnostic, Diagnostics};
+use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::facts::{Facts, HostView};
-use super::template::Engine;
+pub use super::template::Traced;
+use super::template::{Engine, Trace};
 use super::trust::Verified;
 use crate::resource::Resource;
 
@@ -60,11 +61,58 @@ pub struct Compiled {
 }
 
 /// Compiles a policy for a host, or says everything that is wrong with it.
+///
+/// A policy with templates may need any amount of memory: [`compile_after`] is for one that nobody has tried out.
 pub fn compile(verified: &Verified, inputs: &Inputs<'_>) -> Result<Compiled, Diagnostics> {
+    compile_watched(verified, inputs, None, None)
+}
+
+/// As [`compile`], but has the compilation tried out before the first template or condition is looked at, if there is any. The same inputs
+/// give the same result, so what ends there ends here.
+pub fn compile_after(
+    verified: &Verified,
+    inputs: &Inputs<'_>,
+    trial: &dyn Fn() -> Result<(), Diagnostics>,
+) -> Result<Compiled, Diagnostics> {
+    compile_watched(verified, inputs, Some(trial), None)
+}
+
+/// As [`compile`], and says what it looks at next: what a trial runs.
+pub fn compile_traced(verified: &Verified, inputs: &Inputs<'_>, trace: fn(&Traced)) -> Result<Compiled, Diagnostics> {
+    compile_watched(verified, inputs, None, Some(trace))
+}
+
+/// The refusal of a policy whose trial came to no end, while it looked at `last`; `how` reads after "it".
+pub fn cut_short(verified: &Verified, last: Option<&Traced>, how: &str) -> Diagnostics {
+    const HINT: &str = "make the template do less, or the policy smaller";
+    let diagnostic = match last {
+        None => Diagnostic::error("limit", format!("the policy cannot be compiled: it {how}")).hint(HINT),
+        Some(last) => {
+            let name =
+                if last.what == "when" { "the condition".to_owned() } else { format!("the template `{}`", last.text) };
+            let diagnostic = Diagnostic::error("limit", format!("{name} cannot be evaluated: it {how}")).hint(HINT);
+            match verified.files().get(&last.file).and_then(|bytes| std::str::from_utf8(bytes).ok()) {
+                Some(text) => diagnostic.at(Place::new(&Source::new(&last.file, text), last.start..last.end), ""),
+                None => diagnostic,
+            }
+        }
+    };
+    Diagnostics::from(vec![diagnostic])
+}
+
+fn compile_watched(
+    verified: &Verified,
+    inputs: &Inputs<'_>,
+    trial: Option<&dyn Fn() -> Result<(), Diagnostics>>,
+    trace: Trace,
+) -> Result<Compiled, Diagnostics> {
     let mut out = Diagnostics::default();
     let documents = load::parse(verified.files(), &mut out);
+    if let Some(trial) = trial.filter(|_| load::evaluates(&documents)) {
+        trial()?;
+    }
     let vars = load::variables(&documents, inputs.roles, &mut out);
-    let mut engine = Engine::new(verified.shared_files(), inputs.facts, inputs.roles, vars);
+    let mut engine = Engine::new(verified.shared_files(), inputs.facts, inputs.roles, vars, trace);
     let loaded = load::declarations(&documents, &mut engine, &mut out);
 
     let mut shared = shared::Shared::default();
