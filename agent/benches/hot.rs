@@ -16,6 +16,7 @@ use rekindle::host::Host;
 use rekindle::host::verify::{Entry, Verifier};
 use rekindle::policy::compile::{Inputs, compile};
 use rekindle::policy::facts::Facts;
+use rekindle::policy::secret::Secrets;
 use rekindle::policy::trust::{self, Trust, Verified};
 use rekindle::policy::{DesiredState, candidate};
 use rekindle::resource::{AbsPath, Desired, Ensure, Kind, Mode, ResourceId, Snapshot, diff, observe};
@@ -59,7 +60,7 @@ fn verified() -> Verified {
 }
 
 fn compiled(verified: &Verified) -> DesiredState {
-    let inputs = Inputs { facts: &Facts::default(), roles: &[], host: None };
+    let inputs = Inputs { facts: &Facts::default(), roles: &[], host: None, secrets: &Secrets::Unread };
     compile(verified, &inputs).unwrap().state
 }
 

@@ -41,6 +41,11 @@ pub fn read_guarded(path: &Path) -> Result<Vec<u8>, ConfigError> {
     files::read_guarded(path)
 }
 
+/// Refuses a file that others than its owner may read.
+pub fn refuse_readable(path: &Path) -> Result<(), ConfigError> {
+    files::refuse_readable(path)
+}
+
 /// Reads one file, which must exist, and the drop-ins in the directory of its name with `.d` appended.
 pub fn load_file(path: &Path) -> Result<Settings, ConfigError> {
     files::of_file(path).and_then(|sources| settings::from_sources(&sources))
@@ -67,12 +72,14 @@ pub enum ConfigError {
         found: &'static str,
     },
     /// Others than root could have written it.
-    #[error("`{}` {found}, so others than root decide what the agent does\nhint: {hint}", .path.display())]
+    #[error("`{}` {found}, so others than root {may}\nhint: {hint}", .path.display())]
     Exposed {
         /// Which.
         path: PathBuf,
         /// In what way.
         found: String,
+        /// What they may do.
+        may: &'static str,
         /// A command that mends it.
         hint: String,
     },
@@ -129,6 +136,8 @@ pub struct Settings {
     pub mode: Mode,
     /// Roles of this host, as policies see them.
     pub roles: Vec<String>,
+    /// The file with this host's age key, for the secrets of policies; default `/etc/rekindle/age.key`.
+    pub age_identity: Option<PathBuf>,
     /// Where the policy comes from; `None` when this host has none configured yet.
     pub policy: Option<PolicySettings>,
     /// When and how thoroughly to look.
@@ -305,15 +314,27 @@ pub struct Paths {
     pub state: PathBuf,
     /// Control socket and lock; `/run/rekindle`.
     pub runtime: PathBuf,
+    /// This very program, also when its file has been replaced; tests are another one.
+    pub program: PathBuf,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { root: "/".into(), state: "/var/lib/rekindle".into(), runtime: "/run/rekindle".into() }
+        Self {
+            root: "/".into(),
+            state: "/var/lib/rekindle".into(),
+            runtime: "/run/rekindle".into(),
+            program: "/proc/self/exe".into(),
+        }
     }
 }
 
 impl Paths {
+    /// The file with this host's age key.
+    pub fn age_identity(&self, settings: &Settings) -> PathBuf {
+        settings.age_identity.clone().unwrap_or_else(|| self.root.join("etc/rekindle/age.key"))
+    }
+
     /// The newest revision that was ever accepted, outside the state so that it outlives it.
     pub fn newest(&self) -> PathBuf {
         self.root.join("etc/rekindle/newest-revision")

@@ -38,7 +38,7 @@ impl Worker {
     }
 
     pub(super) fn inputs<'a>(&'a self, view: Option<&'a HostView>) -> Inputs<'a> {
-        Inputs { facts: &self.facts, roles: &self.settings.roles, host: view }
+        Inputs { facts: &self.facts, roles: &self.settings.roles, host: view, secrets: &self.secrets }
     }
 
     pub(super) fn put_in_force(&mut self, in_force: InForce) {

@@ -21,6 +21,7 @@ mod pauses;
 mod publish;
 pub mod revisions;
 mod scanning;
+pub mod secrets;
 mod sessions;
 mod sockets;
 pub mod status;

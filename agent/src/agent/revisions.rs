@@ -139,7 +139,7 @@ fn examine(
     }
     let candidate = candidate::from_commit(&repository, commit).map_err(|e| chain(&e))?;
     let verified = trust::verify(candidate, &trust, Timestamp::now()).map_err(|e| chain(&e))?;
-    let compiled = trial::compile(&verified, inputs, Known::New).map_err(|diagnostics| {
+    let compiled = trial::compile(&paths.program, &verified, inputs, Known::New).map_err(|diagnostics| {
         if trial::is_limit(&diagnostics) {
             revisions.endless = Some(verified.revision().clone());
         }
@@ -185,6 +185,7 @@ fn read_keys(file: &Path) -> Result<Trust, String> {
 /// Loads a revision that was verified and stored earlier.
 pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
     let verified = trust::load_stored(&paths.policies().join(revision.as_str())).map_err(|e| chain(&e))?;
-    let compiled = trial::compile(&verified, inputs, Known::Before).map_err(|diagnostics| diagnostics.render(false))?;
+    let compiled = trial::compile(&paths.program, &verified, inputs, Known::Before)
+        .map_err(|diagnostics| diagnostics.render(false))?;
     Ok(InForce { state: compiled.state, signer: verified.signer().map(str::to_owned) })
 }

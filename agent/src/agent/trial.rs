@@ -14,11 +14,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::host::exec::{self, Command, ExecError};
 use crate::policy::compile::{self, Compiled, Inputs, Traced};
 use crate::policy::diagnostic::Diagnostics;
 use crate::policy::facts::{Facts, HostView};
+use crate::policy::secret::{Keys, Secrets};
 use crate::policy::trust::{self, Trust, Verified};
 use crate::policy::{Revision, candidate};
 use crate::resource::chain;
@@ -35,14 +37,23 @@ pub const COMMAND: &str = "__compile";
 const END: &str = "done";
 
 /// What the child is told, before the files themselves.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Order {
     revision: Revision,
     facts: Facts,
     roles: Vec<String>,
     host: Option<HostView>,
+    secrets: OrderedSecrets,
     /// Names and lengths of the files that follow.
     files: Vec<(String, usize)>,
+}
+
+/// [`Secrets`], with the text of the key: the child renders what we shall render. It goes through memory alone.
+#[derive(Serialize, Deserialize)]
+enum OrderedSecrets {
+    Unread,
+    With(Zeroizing<Vec<u8>>),
+    Missing(String),
 }
 
 /// Whether a policy was compiled on this host before.
@@ -54,14 +65,17 @@ pub enum Known {
     New,
 }
 
-/// Compiles a policy after its trial.
-pub fn compile(verified: &Verified, inputs: &Inputs<'_>, known: Known) -> Result<Compiled, Diagnostics> {
-    // What runs is this very program, also when its file has been replaced.
-    let program = Path::new("/proc/self/exe");
+/// Compiles a policy after its trial by `program`, which is this one.
+pub fn compile(
+    program: &Path,
+    verified: &Verified,
+    inputs: &Inputs<'_>,
+    known: Known,
+) -> Result<Compiled, Diagnostics> {
     compile::compile_after(verified, inputs, &|| try_out(program, DEADLINE, verified, inputs, known))
 }
 
-/// As [`compile`] of a policy that is new, with the program and its deadline named.
+/// As [`compile`] of a policy that is new, with the deadline named.
 pub fn compile_with(
     program: &Path,
     deadline: Duration,
@@ -121,6 +135,11 @@ fn run(
         facts: inputs.facts.clone(),
         roles: inputs.roles.to_vec(),
         host: inputs.host.cloned(),
+        secrets: match inputs.secrets {
+            Secrets::Unread => OrderedSecrets::Unread,
+            Secrets::With(keys) => OrderedSecrets::With(Zeroizing::new(keys.text().to_vec())),
+            Secrets::Missing(why) => OrderedSecrets::Missing(why.clone()),
+        },
         files: verified.files().iter().map(|(path, content)| (path.clone(), content.len())).collect(),
     };
     let mut stdin = serde_json::to_vec(&order).expect("strings, numbers and lists of them are JSON");
@@ -128,7 +147,10 @@ fn run(
     for content in verified.files().values() {
         stdin.extend_from_slice(content);
     }
-    exec::run_direct(&Command { stdin, deadline, ..Command::new(program).args([COMMAND]) })
+    let mut command = Command { stdin, deadline, ..Command::new(program).args([COMMAND]) };
+    let result = exec::run_direct(&command);
+    command.stdin.zeroize();
+    result
 }
 
 /// Runs the hidden command: the order and the files on standard input, what is looked at on standard output.
@@ -160,7 +182,12 @@ fn try_here() -> io::Result<()> {
     }
     let candidate = candidate::from_memory(order.revision, files);
     let verified = trust::verify(candidate, &Trust::Operator, Timestamp::UNIX_EPOCH).map_err(io::Error::other)?;
-    let inputs = Inputs { facts: &order.facts, roles: &order.roles, host: order.host.as_ref() };
+    let secrets = match order.secrets {
+        OrderedSecrets::Unread => Secrets::Unread,
+        OrderedSecrets::With(text) => Secrets::With(Keys::parse(&text).map_err(io::Error::other)?),
+        OrderedSecrets::Missing(why) => Secrets::Missing(why),
+    };
+    let inputs = Inputs { facts: &order.facts, roles: &order.roles, host: order.host.as_ref(), secrets: &secrets };
     // A refusal is found, and told, by whoever compiles it next.
     drop(compile::compile_traced(&verified, &inputs, say));
     writeln!(io::stdout(), "{END}")

@@ -32,6 +32,7 @@ use crate::guard::{Guard, Places, Repaired, Withdrawn};
 use crate::host::verify::Entry;
 use crate::host::{self, Host};
 use crate::policy::facts::Facts;
+use crate::policy::secret::Secrets;
 use crate::record::reserve::Reserve;
 use crate::record::{Confirmation, Orphan, Pause, Record, RunLock};
 use crate::resource::{Action, OnDrift, ResourceId, UnitName, chain};
@@ -140,6 +141,7 @@ impl Shared {
 pub struct Worker {
     pub(super) settings: Settings,
     pub(super) facts: Facts,
+    pub(super) secrets: Secrets,
     pub(super) host: Host,
     pub(super) record: Record,
     pub(super) outbox: Spool,
@@ -206,6 +208,7 @@ impl Worker {
             inbox: Spool::open(&settings.paths.inbox())?,
             reserve: Reserve::of(&settings.paths.state),
             facts,
+            secrets: super::secrets::load(&settings),
             host,
             record,
             in_force: None,
@@ -525,6 +528,7 @@ impl Worker {
         settings.paths.clone_from(&self.settings.paths);
         self.settings = settings;
         self.facts = facts(&self.host);
+        self.secrets = super::secrets::load(&self.settings);
         self.load_policy();
         self.read_inbox();
         self.tell(Event::RunEverything);

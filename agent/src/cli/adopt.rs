@@ -236,6 +236,7 @@ fn permissions(
 fn cannot_unrender(resource: &Resource, template: &str, content: &[u8]) -> CliError {
     if let Desired::File(file) = &resource.desired
         && let Ensure::Present(spec) = &file.ensure
+        && !spec.content.is_secret()
         && let Ok(old) = spec.content.bytes()
         && let (Ok(old), Ok(new)) = (std::str::from_utf8(&old), std::str::from_utf8(content))
     {

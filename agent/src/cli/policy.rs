@@ -15,6 +15,7 @@ use super::{CliError, Global, Out, Outcome, exit, resource_id, services, setting
 use crate::agent::confirming::last_answer;
 use crate::agent::control::{self, Answer, Request};
 use crate::agent::revisions::{self, Revisions};
+use crate::agent::secrets;
 use crate::agent::trial::{self, Known};
 use crate::config::{self, Paths, Settings};
 use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
@@ -23,6 +24,7 @@ use crate::host::{self, Host};
 use crate::policy::compile::{Compiled, Inputs};
 use crate::policy::diagnostic::Diagnostics;
 use crate::policy::facts::Facts;
+use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
 use crate::record::{Record, RunLock};
@@ -87,10 +89,15 @@ pub(super) fn check(args: &Check, out: &mut Out) -> Outcome {
         Some(file) => (read_facts(file)?, None),
         None => (host::facts::gather(&live.root), None),
     };
-    let inputs = Inputs { facts: &facts, roles: &args.roles, host: view.as_ref() };
+    // Whoever has no key, or checks for another host, learns at least that the secrets are there.
+    let secrets = match secrets::load(&Settings::default()) {
+        secrets @ Secrets::With(_) if args.facts.is_none() => secrets,
+        Secrets::With(_) | Secrets::Unread | Secrets::Missing(_) => Secrets::Unread,
+    };
+    let inputs = Inputs { facts: &facts, roles: &args.roles, host: view.as_ref(), secrets: &secrets };
     let candidate = candidate::from_directory(&args.directory)?;
     let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
-    match trial::compile(&verified, &inputs, Known::New) {
+    match trial::compile(&Paths::default().program, &verified, &inputs, Known::New) {
         Ok(compiled) => {
             let n = compiled.state.resources().len();
             if out.is_json() {
@@ -142,7 +149,12 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     if let Some(root) = &target.root {
         let root = std::fs::canonicalize(root).map_err(|e| anyhow::anyhow!("cannot open `{}`: {e}", root.display()))?;
         // An image keeps its own record: nothing outside the tree is touched.
-        settings.paths = Paths { state: root.join("var/lib/rekindle"), runtime: root.join("var/lib/rekindle"), root };
+        settings.paths = Paths {
+            state: root.join("var/lib/rekindle"),
+            runtime: root.join("var/lib/rekindle"),
+            root,
+            ..Paths::default()
+        };
     }
     if let Some(roles) = &target.roles {
         settings.roles.clone_from(roles);
@@ -154,12 +166,13 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     host.programs.set_scratch(&settings.paths.runtime);
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
-    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
+    let secrets = secrets::load(&settings);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref(), secrets: &secrets };
     let state = match &target.policy {
         Some(directory) => {
             let candidate = candidate::from_directory(directory)?;
             let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
-            match trial::compile(&verified, &inputs, Known::New) {
+            match trial::compile(&settings.paths.program, &verified, &inputs, Known::New) {
                 Ok(Compiled { state, warnings, .. }) => {
                     if !out.is_json() {
                         print_warnings(warnings, out)?;
@@ -198,7 +211,8 @@ pub(super) fn held(settings: &Settings) -> Result<Held, CliError> {
     let host = Host::open(&settings.paths.root)?;
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
-    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
+    let secrets = secrets::load(settings);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref(), secrets: &secrets };
     let revision = revision_in_force(&settings.paths)?;
     let verified = trust::load_stored(&settings.paths.policies().join(revision.as_str()))?;
     let state = in_force(&settings.paths, &inputs)?;
@@ -210,9 +224,10 @@ pub(super) fn held_in(settings: &Settings, directory: &Path, out: &mut Out) -> R
     let host = Host::open(&settings.paths.root)?;
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
-    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref() };
+    let secrets = secrets::load(settings);
+    let inputs = Inputs { facts: &facts, roles: &settings.roles, host: view.as_ref(), secrets: &secrets };
     let verified = trust::verify(candidate::from_directory(directory)?, &Trust::Operator, Timestamp::now())?;
-    match trial::compile(&verified, &inputs, Known::New) {
+    match trial::compile(&settings.paths.program, &verified, &inputs, Known::New) {
         Ok(compiled) => Ok(Held { state: compiled.state, verified }),
         Err(errors) => {
             out.line(errors.render(out.has_color()))?;
@@ -305,7 +320,8 @@ fn left_out(prepared: &Prepared) -> Vec<ResourceId> {
     let host = &prepared.host;
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(host);
-    let inputs = Inputs { facts: &facts, roles: &prepared.settings.roles, host: view.as_ref() };
+    let secrets = secrets::load(&prepared.settings);
+    let inputs = Inputs { facts: &facts, roles: &prepared.settings.roles, host: view.as_ref(), secrets: &secrets };
     let Ok(in_force) = in_force(&prepared.settings.paths, &inputs) else { return Vec::new() };
     let ids = in_force.resources().iter().map(|resource| &resource.id);
     ids.filter(|id| prepared.state.get(id).is_none()).cloned().collect()

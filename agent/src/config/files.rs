@@ -131,12 +131,29 @@ fn read_bytes(path: &Path) -> io::Result<(Metadata, Option<Vec<u8>>)> {
     Ok((metadata, Some(bytes)))
 }
 
+const MAY_DECIDE: &str = "decide what the agent does";
+
+/// Refuses a file that others than its owner may read.
+pub(super) fn refuse_readable(path: &Path) -> Result<(), ConfigError> {
+    let metadata = fs::metadata(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    if metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(ConfigError::Exposed {
+        path: path.to_owned(),
+        found: format!("has mode {:04o}", metadata.mode() & 0o7777),
+        may: "read the key in it",
+        hint: format!("run `chmod 0600 {}`, and make a new key if somebody did", path.display()),
+    })
+}
+
 fn refuse_exposed(path: &Path, metadata: &Metadata, others_may_write: bool) -> Result<(), ConfigError> {
     let me = rustix::process::geteuid().as_raw();
     if metadata.uid() != 0 && metadata.uid() != me {
         return Err(ConfigError::Exposed {
             path: path.to_owned(),
             found: format!("belongs to user {}", metadata.uid()),
+            may: MAY_DECIDE,
             hint: format!("run `chown root: {}`, once you have read what it says", path.display()),
         });
     }
@@ -144,6 +161,7 @@ fn refuse_exposed(path: &Path, metadata: &Metadata, others_may_write: bool) -> R
         return Err(ConfigError::Exposed {
             path: path.to_owned(),
             found: format!("has mode {:04o}", metadata.mode() & 0o7777),
+            may: MAY_DECIDE,
             hint: format!("run `chmod go-w {}`, once you have read what it says", path.display()),
         });
     }

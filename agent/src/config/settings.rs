@@ -32,6 +32,7 @@ pub(super) fn from_sources(sources: &[Source]) -> Result<Settings, ConfigError> 
     let settings = Settings {
         mode: mode(&mut root, p),
         roles: roles(&mut root, p),
+        age_identity: root.path("age_identity", p),
         policy: root.table("policy", p).and_then(|table| policy(table, p)),
         converge: root.table("converge", p).map_or_else(ConvergeSettings::default, |table| converge(table, p)),
         health: root.table("health", p).map_or_else(HealthSettings::default, |table| health(table, p)),
@@ -301,6 +302,7 @@ fn paths(mut table: Table, problems: &mut Problems) -> Paths {
         root: table.path("root", problems).unwrap_or(default.root),
         state: table.path("state", problems).unwrap_or(default.state),
         runtime: table.path("runtime", problems).unwrap_or(default.runtime),
+        program: default.program,
     };
     table.finish(problems);
     paths

@@ -105,6 +105,7 @@ fn every_key_is_read() {
     let expected = Settings {
         mode: Mode::Noop,
         roles: vec!["web".into(), "db".into()],
+        age_identity: None,
         policy: Some(PolicySettings {
             url: "git@git.example:p.git".into(),
             branch: "prod".into(),
@@ -156,7 +157,12 @@ fn every_key_is_read() {
             textfile: Some("/var/lib/node_exporter/textfile_collector/rekindle.prom".into()),
             port: Some(9464),
         },
-        paths: Paths { root: "/srv/root".into(), state: "/srv/state".into(), runtime: "/srv/run".into() },
+        paths: Paths {
+            root: "/srv/root".into(),
+            state: "/srv/state".into(),
+            runtime: "/srv/run".into(),
+            ..Paths::default()
+        },
     };
     assert_eq!(settings, expected);
 }
@@ -188,7 +194,7 @@ fn unknown_keys_are_named_with_what_was_meant() {
         "agent.toml:3:1: unknown key `policy.intervall`\nhint: did you mean `interval`?\n\
          agent.toml:1:1: unknown key `mod`\nhint: did you mean `mode`?\n\
          agent.toml:7:2: unknown key `nonsense`\n\
-         hint: known here are mode, roles, policy, converge, health, reimage, webhook, metrics, paths",
+         hint: known here are mode, roles, age_identity, policy, converge, health, reimage, webhook, metrics, paths",
     );
 }
 

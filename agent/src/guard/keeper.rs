@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::left::{discard, displaced, hand_on, is_copy};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::reflex::{Deed, What};
 use super::stages::Stages;
 use super::table::{Likeness, Pool};
@@ -230,7 +230,7 @@ impl Keeper {
         account
     }
 
-    /// Keeps what was displaced, unless it is what is declared.
+    /// Keeps what was displaced, unless it is what is declared, or stood where a secret belongs: it may be the one before it.
     fn keep(
         &mut self,
         resource: &ResourceId,
@@ -239,6 +239,7 @@ impl Keeper {
     ) -> Result<Option<String>, NotKept> {
         let kept = match observation {
             Observation::Absent => return Ok(None),
+            Observation::Present(_) if declared.is_secret() => return Ok(None),
             Observation::Unknown(why) => {
                 tracing::error!(%resource, "what was displaced could not be kept: {why}");
                 return Err(NotKept);
@@ -444,6 +445,9 @@ impl Keeper {
     /// A copy of a policy that is no longer in force, or something displaced that no single file explains.
     fn keep_unexplained(&mut self, stage: &Arc<Stage>, name: &str, found: &Observation<place::Observed>) {
         let Observation::Present(observed) = found else { return discard(stage, name) };
+        if name.starts_with(plan::SECRET) {
+            return discard(stage, name);
+        }
         let kept = match &observed.node {
             place::Node::File(content) => self.record.keep(content).map(Some),
             place::Node::Symlink(_) | place::Node::Special | place::Node::Unread => Ok(None),

@@ -19,6 +19,9 @@ const LONGEST: usize = 1024 * 1024;
 const VERY_FEW: usize = 128;
 const FEW: usize = 1000;
 
+/// What the names of copies of secrets begin with.
+pub(super) const SECRET: &str = "secret";
+
 /// Where the files of one directory are, and where their copies lie.
 #[derive(Clone)]
 struct Place {
@@ -122,7 +125,9 @@ impl Plan {
             text.push_str(&file.resource.to_string());
         }
         let digest = digest(text.as_bytes());
-        Arc::from(digest.get(..16).unwrap_or(&digest))
+        let digest = digest.get(..16).unwrap_or(&digest);
+        // Also when no policy explains it any more, what has this name is not to be kept elsewhere.
+        if file.spec.content.is_secret() { format!("{SECRET}{digest}").into() } else { digest.into() }
     }
 
     /// Says how many copies each pool gets, within the budget.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Argv, Desired, Resource, ResourceId};
+use crate::resource::{Argv, Desired, Ensure, Resource, ResourceId};
 
 pub mod blame;
 pub mod candidate;
@@ -15,6 +15,7 @@ pub mod diagnostic;
 pub mod edit;
 pub mod facts;
 pub mod schema;
+pub mod secret;
 pub mod template;
 pub mod trust;
 
@@ -119,6 +120,13 @@ impl DesiredState {
     /// The revision that this was compiled from.
     pub fn revision(&self) -> &Revision {
         &self.revision
+    }
+
+    /// Whether it holds secret content. Such a state is made anew from the policy each time, and lies on no disk.
+    pub fn holds_secrets(&self) -> bool {
+        self.resources.iter().any(|resource| {
+            matches!(&resource.desired, Desired::File(file) if matches!(&file.ensure, Ensure::Present(spec) if spec.content.is_secret()))
+        })
     }
 
     /// The policy's name.

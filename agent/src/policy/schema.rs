@@ -183,6 +183,7 @@ const FILE: &[Attribute] = &[
     attribute("content", Shape::Text, "The whole content."),
     attribute("source", Shape::Text, "A file of the policy whose bytes are the content."),
     attribute("template", Shape::Text, "A file of the policy that is rendered to the content."),
+    attribute("secret", Shape::Text, "The name of a secret, secrets/NAME.age in the policy, that is the content."),
     FILE_OWNER,
     FILE_GROUP,
     MODE,
@@ -260,6 +261,11 @@ const USER: &[Attribute] = &[
         Shape::Table(&[
             attribute("locked", Shape::Bool, "`true`: no password opens the account."),
             attribute("hash", Shape::Text, "A crypt(3) hash, never the password itself."),
+            attribute(
+                "secret",
+                Shape::Text,
+                "The name of a secret that is such a hash, secrets/NAME.age in the policy.",
+            ),
         ]),
         "State of the password.",
     ),

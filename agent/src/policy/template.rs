@@ -3,7 +3,7 @@
 //! Memory inside a template is not bounded here: forty lines that each double a string would need a terabyte, and nothing is
 //! asked before the library takes them. [`super::compile::compile_after`] has them tried out where a limit can end them.
 //!
-//! A template reaches `facts`, `roles`, `vars`, `host` and other templates of the same commit; nothing else: no file of the
+//! A template reaches `facts`, `roles`, `vars`, `host`, secrets and other templates of the same commit; nothing else: no file of the
 //! host, no environment, no clock, no chance. The same inputs give the same bytes.
 //! Error texts are made from the kind of error and its place; minijinja's own debug output shows the values of variables and
 //! is never used.
@@ -11,16 +11,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
+use super::compile::Inputs;
 use super::diagnostic::{Diagnostic, Place, Source};
-use super::facts::Facts;
 use super::schema::{Text, closest};
+use super::secret::Secrets;
+use crate::resource::Content;
 
 /// Instructions that one template or condition may run.
 const FUEL: u64 = 100_000;
@@ -51,6 +55,53 @@ pub struct Traced {
     pub(super) end: usize,
 }
 
+/// What a template gives.
+#[derive(Debug, Clone)]
+pub(super) enum Rendered {
+    /// Bytes that everybody may see.
+    Plain(Arc<[u8]>),
+    /// It asked for a secret, so all of it is one.
+    Secret(Content),
+}
+
+/// Gives templates the secrets that they ask for, and knows that they did.
+#[derive(Debug)]
+struct Vault {
+    secrets: Secrets,
+    files: Arc<BTreeMap<String, Vec<u8>>>,
+    is_open: AtomicBool,
+    was_asked: AtomicBool,
+}
+
+/// What the details of errors about secrets begin with: these are ours, and quote nothing.
+const OF_SECRET: &str = "secret: ";
+
+impl Vault {
+    fn read(&self, name: &str) -> Result<String, minijinja::Error> {
+        let error = |what: &str, hint: &str| {
+            minijinja::Error::new(ErrorKind::InvalidOperation, format!("{OF_SECRET}{what}\n{hint}"))
+        };
+        if !self.is_open.load(Ordering::Relaxed) {
+            return Err(error("`secret` is for templates alone", "a condition decides by facts, roles and variables"));
+        }
+        // After the first, a name may be made of one.
+        let is_nested = self.was_asked.swap(true, Ordering::Relaxed);
+        let bytes = self.secrets.read(&self.files, name).map_err(|(what, hint)| {
+            if is_nested
+                && matches!(self.secrets, Secrets::With(_))
+                && !self.files.keys().any(|path| what.contains(path))
+            {
+                error("a secret cannot be read", "write its name out")
+            } else {
+                error(&what, &hint)
+            }
+        })?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| error("the secret is not text", "make it the `secret` of a file"))?;
+        Ok(text.to_owned())
+    }
+}
+
 /// Renders the templates of one policy for one host.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -58,18 +109,20 @@ pub(super) struct Engine {
     environment: Environment<'static>,
     context: Value,
     files: Arc<BTreeMap<String, Vec<u8>>>,
+    vault: Arc<Vault>,
     conditions: HashMap<String, bool>,
-    rendered: HashMap<String, Arc<[u8]>>,
+    rendered: HashMap<String, Rendered>,
 }
 
 impl Engine {
-    pub(super) fn new(
-        files: Arc<BTreeMap<String, Vec<u8>>>,
-        facts: &Facts,
-        roles: &[String],
-        vars: Value,
-        trace: Trace,
-    ) -> Self {
+    pub(super) fn new(files: Arc<BTreeMap<String, Vec<u8>>>, inputs: &Inputs<'_>, vars: Value, trace: Trace) -> Self {
+        let Inputs { facts, roles, .. } = *inputs;
+        let vault = Arc::new(Vault {
+            secrets: inputs.secrets.clone(),
+            files: Arc::clone(&files),
+            is_open: AtomicBool::new(false),
+            was_asked: AtomicBool::new(false),
+        });
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment.set_fuel(Some(FUEL));
@@ -97,6 +150,8 @@ impl Engine {
                 .build()
                 .expect("the delimiters are the default ones, which are valid"),
         );
+        let asked = Arc::clone(&vault);
+        environment.add_function("secret", move |name: &str| asked.read(name));
         let templates = Arc::clone(&files);
         environment.set_loader(move |name| match templates.get(name) {
             None => Ok(None),
@@ -125,7 +180,12 @@ impl Engine {
             ("host", host),
         ]);
         let (conditions, rendered) = (HashMap::new(), HashMap::new());
-        Self { trace, environment, context, files, conditions, rendered }
+        Self { trace, environment, context, files, vault, conditions, rendered }
+    }
+
+    /// How secrets are read.
+    pub(super) fn secrets(&self) -> &Secrets {
+        &self.vault.secrets
     }
 
     fn tell(&self, what: &str, asked: &Text<'_>) {
@@ -186,21 +246,28 @@ impl Engine {
     }
 
     /// Renders one template of the policy. `asked` is where a resource names it.
-    pub(super) fn render(&mut self, asked: &Text<'_>) -> Result<Arc<[u8]>, Box<Diagnostic>> {
+    pub(super) fn render(&mut self, asked: &Text<'_>) -> Result<Rendered, Box<Diagnostic>> {
         if let Some(known) = self.rendered.get(asked.text) {
-            return Ok(Arc::clone(known));
+            return Ok(known.clone());
         }
         self.tell("template", asked);
-        let mut output = Bounded(Vec::new());
+        let mut output = Bounded(Zeroizing::new(Vec::new()));
+        self.vault.was_asked.store(false, Ordering::Relaxed);
+        self.vault.is_open.store(true, Ordering::Relaxed);
         let result = self
             .environment
             .get_template(asked.text)
             .and_then(|template| template.render_captured_to(self.context.clone(), &mut output).map(drop));
+        self.vault.is_open.store(false, Ordering::Relaxed);
         match result {
             Ok(()) => {
-                let bytes: Arc<[u8]> = output.0.into();
-                self.rendered.insert(asked.text.to_owned(), Arc::clone(&bytes));
-                Ok(bytes)
+                let rendered = if self.vault.was_asked.load(Ordering::Relaxed) {
+                    Rendered::Secret(self.vault.secrets.conceal(&output.0))
+                } else {
+                    Rendered::Plain(output.0.as_slice().into())
+                };
+                self.rendered.insert(asked.text.to_owned(), rendered.clone());
+                Ok(rendered)
             }
             Err(error) => Err(Box::new(self.explain(asked, &error))),
         }
@@ -261,6 +328,11 @@ impl Engine {
             ErrorKind::WriteFailure => {
                 (format!("its output is longer than {} MiB", MAX_RENDERED / 1024 / 1024), HINT_LESS.to_owned())
             }
+            // Whatever was asked for may have been made of a secret.
+            ErrorKind::TemplateNotFound if self.vault.was_asked.load(Ordering::Relaxed) => (
+                "a template was not found".to_owned(),
+                "templates are named by their path from the root of the policy".to_owned(),
+            ),
             ErrorKind::TemplateNotFound => (
                 error.detail().unwrap_or("a template was not found").to_owned(),
                 "templates are named by their path from the root of the policy".to_owned(),
@@ -280,6 +352,11 @@ impl Engine {
             }
             ErrorKind::InvalidOperation if error.detail() == Some("recursion limit exceeded") => {
                 (format!("it nests deeper than {RECURSION} levels"), HINT_LESS.to_owned())
+            }
+            ErrorKind::InvalidOperation if error.detail().is_some_and(|detail| detail.starts_with(OF_SECRET)) => {
+                let detail = error.detail().unwrap_or_default().strip_prefix(OF_SECRET).unwrap_or_default();
+                let (what, hint) = detail.split_once('\n').unwrap_or((detail, HINT_LESS));
+                (what.to_owned(), hint.to_owned())
             }
             ErrorKind::InvalidOperation => ("an operation does not fit its values".to_owned(), SYNTAX.to_owned()),
             kind => (kind.to_string(), SYNTAX.to_owned()),
@@ -327,7 +404,7 @@ fn line_range(text: &str, line: usize) -> std::ops::Range<usize> {
 }
 
 /// Output with a limit.
-struct Bounded(Vec<u8>);
+struct Bounded(Zeroizing<Vec<u8>>);
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -8,6 +8,8 @@
 //!   and marks the [`Store`]; it is never taken for what is declared.
 //! - A store is read and never mapped: a file that is cut short must be an error, not a signal.
 //! - Two contents are equal when their length and SHA-256 are.
+//! - Secret content stays in memory, never lies in a store, shows itself as a fingerprint that only this host could make, and is
+//!   wiped when nobody has it any more.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,8 +20,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aws_lc_rs::hmac;
 use highway::{HighwayHash, HighwayHasher, Key};
 use sha2::{Digest, Sha256};
+
+use zeroize::{Zeroize, Zeroizing};
 
 use super::text::hex;
 
@@ -31,6 +36,39 @@ struct Inner {
     length: usize,
     sha256: [u8; 32],
     place: Place,
+    /// Makes fingerprints, of content that is secret.
+    secret: Option<SecretKey>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let (Some(_), Place::Memory(bytes)) = (&self.secret, &mut self.place) {
+            bytes.zeroize();
+        }
+    }
+}
+
+/// What fingerprints of secrets are keyed with: without it a short secret could be guessed from its fingerprint.
+#[derive(Clone)]
+pub struct SecretKey(Arc<Zeroizing<Vec<u8>>>);
+
+impl SecretKey {
+    /// Takes the bytes of the key.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(Arc::new(Zeroizing::new(bytes.to_vec())))
+    }
+
+    /// What is shown instead of secret bytes.
+    pub fn fingerprint(&self, bytes: &[u8]) -> String {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), bytes);
+        format!("secret, fingerprint {}", hex(tag.as_ref().get(..8).unwrap_or_default()))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey")
+    }
 }
 
 enum Place {
@@ -79,13 +117,31 @@ impl Content {
 
     /// Content in memory, of which the SHA-256 is known.
     pub fn with_digest(bytes: &[u8], sha256: [u8; 32]) -> Self {
-        Self(Arc::new(Inner { length: bytes.len(), sha256, place: Place::Memory(bytes.into()) }))
+        Self(Arc::new(Inner { length: bytes.len(), sha256, place: Place::Memory(bytes.into()), secret: None }))
+    }
+
+    /// Content that nobody is shown.
+    pub fn secret(bytes: &[u8], key: SecretKey) -> Self {
+        let sha256 = Sha256::digest(bytes).into();
+        let place = Place::Memory(bytes.into());
+        Self(Arc::new(Inner { length: bytes.len(), sha256, place, secret: Some(key) }))
+    }
+
+    /// The key of its fingerprints, when it is secret. What is secret may be written where the policy declares it, and nowhere
+    /// else but in a copy that waits to be put there.
+    pub fn secret_key(&self) -> Option<&SecretKey> {
+        self.0.secret.as_ref()
+    }
+
+    /// Whether it is secret.
+    pub fn is_secret(&self) -> bool {
+        self.0.secret.is_some()
     }
 
     /// Content that lies in a store, of which length, SHA-256 and print are known.
     pub fn stored(store: &Arc<Store>, offset: u64, length: usize, sha256: [u8; 32], print: Print) -> Self {
         let place = Place::Stored { store: Arc::clone(store), offset, print };
-        Self(Arc::new(Inner { length, sha256, place }))
+        Self(Arc::new(Inner { length, sha256, place, secret: None }))
     }
 
     /// How many bytes.
@@ -170,6 +226,9 @@ impl Content {
 /// The length and the beginning of the digest: content may be long, and secret.
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_secret() {
+            return f.write_str("Content(secret)");
+        }
         let digest = self.digest();
         write!(f, "Content({} bytes, sha256 {})", self.len(), digest.get(..12).unwrap_or(&digest))
     }
@@ -305,5 +364,14 @@ mod tests {
     #[test]
     fn content_does_not_show_in_debug_output() {
         assert_eq!(format!("{:?}", Content::new(b"secret")), "Content(6 bytes, sha256 2bb80d537b1d)");
+        assert_eq!(format!("{:?}", Content::secret(b"secret", SecretKey::new(b"key"))), "Content(secret)");
+    }
+
+    #[test]
+    fn fingerprints_of_secrets_depend_on_the_key() {
+        let print = |key: &[u8], bytes: &[u8]| SecretKey::new(key).fingerprint(bytes);
+        assert_eq!(print(b"a", b"x"), print(b"a", b"x"));
+        assert_ne!(print(b"a", b"x"), print(b"a", b"y"));
+        assert_ne!(print(b"a", b"x"), print(b"b", b"x"));
     }
 }

@@ -259,6 +259,12 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         }
         _ => return Replaced::Nothing,
     };
+    // What stands where a secret belongs may be the one before it. It is not kept in clear, and nobody could read it otherwise.
+    if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = desired
+        && spec.content.is_secret()
+    {
+        return Replaced::Nothing;
+    }
     match &observation.node {
         Node::File(_) if keeps_same_content => Replaced::Nothing,
         Node::File(content) => Replaced::Content(content.clone()),

@@ -32,7 +32,7 @@ mod text;
 
 pub use argv::{Argv, InvalidArgv};
 pub use becomes::becomes;
-pub use content::Content;
+pub use content::{Content, SecretKey};
 pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, refusal, replaced};

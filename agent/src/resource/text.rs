@@ -29,6 +29,12 @@ pub(super) fn content_change(attribute: &str, from: Option<&[u8]>, to: Option<&[
 
 /// The change from `from` to what is declared. Where that cannot be read now, its size and digest are shown.
 pub(super) fn change_to(attribute: &str, from: Option<&[u8]>, to: &Content) -> Change {
+    if let Some(key) = to.secret_key() {
+        // What is there instead may be an older secret.
+        let to = to.bytes().ok().map(|bytes| key.fingerprint(&bytes));
+        let detail = ChangeDetail::Opaque { from: from.map(|bytes| key.fingerprint(bytes)), to };
+        return Change { attribute: attribute.to_owned(), detail };
+    }
     match to.bytes() {
         Ok(bytes) => content_change(attribute, from, Some(&bytes)),
         Err(_) => {
@@ -50,6 +56,9 @@ pub(super) fn describe(content: &[u8]) -> String {
 
 /// Size and digest of declared content, in the same words.
 pub(super) fn describe_declared(content: &Content) -> String {
+    if content.is_secret() {
+        return "secret".to_owned();
+    }
     format!("{} bytes, sha256 {}", content.len(), content.digest())
 }
 

@@ -45,7 +45,12 @@ impl Host {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let paths = Paths { root: at("root"), state: at("state"), runtime: at("run") };
+        let paths = Paths {
+            root: at("root"),
+            state: at("state"),
+            runtime: at("run"),
+            program: env!("CARGO_BIN_EXE_rekindle").into(),
+        };
         for path in [&paths.root, &paths.runtime, &paths.outbox(), &paths.inbox(), &paths.courier()] {
             std::fs::create_dir_all(path).unwrap();
         }
@@ -127,7 +132,7 @@ impl Host {
 
     /// Writes the configuration that the program itself reads.
     pub(crate) fn configure(&self) -> PathBuf {
-        let Paths { root, state, runtime } = &self.settings.paths;
+        let Paths { root, state, runtime, .. } = &self.settings.paths;
         let config = self.beside("agent.toml");
         let policy = match &self.settings.policy {
             Some(policy) => format!("[policy]\nurl = {:?}\ntrust = \"none\"\n", policy.url),

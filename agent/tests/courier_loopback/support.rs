@@ -110,12 +110,18 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { root: dir.path().into(), state: dir.path().join("state"), runtime: dir.path().join("run") };
+        let paths = Paths {
+            root: dir.path().into(),
+            state: dir.path().join("state"),
+            runtime: dir.path().join("run"),
+            ..Paths::default()
+        };
         for path in [paths.outbox(), paths.inbox(), paths.courier(), paths.runtime.clone()] {
             std::fs::create_dir_all(path).unwrap();
         }
         let settings = Settings {
             mode: Mode::Enforce,
+            age_identity: None,
             roles: vec![],
             policy: None,
             converge: ConvergeSettings::default(),

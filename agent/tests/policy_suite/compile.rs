@@ -81,7 +81,8 @@ fn every_attribute_arrives() {
     ];
     let roles = ["web".to_owned()];
     let (facts, host) = (facts(), host());
-    let inputs = Inputs { facts: &facts, roles: &roles, host: Some(&host) };
+    let inputs =
+        Inputs { facts: &facts, roles: &roles, host: Some(&host), secrets: &rekindle::policy::secret::Secrets::Unread };
     let compiled = rekindle::policy::compile::compile(&policy(&files), &inputs).expect("the policy is valid");
     assert_eq!(compiled.state.name(), "acme");
     let file = compiled.state.get(&"file[/etc/x]".parse().unwrap()).unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 use rekindle::policy::candidate::from_directory;
 use rekindle::policy::compile::{Inputs, compile};
 use rekindle::policy::facts::Facts;
+use rekindle::policy::secret::Secrets;
 use rekindle::policy::trust::{Trust, verify};
 
 use crate::support::host;
@@ -16,7 +17,7 @@ fn check(name: &str, os_family: &str, roles: &[&str], expected: &[&str]) {
     let facts = Facts { os_family: os_family.to_owned(), fqdn: "web1.example.org".to_owned(), ..Facts::default() };
     let host = host();
     for host in [Some(&host), None] {
-        let compiled = compile(&verified, &Inputs { facts: &facts, roles: &roles, host })
+        let compiled = compile(&verified, &Inputs { facts: &facts, roles: &roles, host, secrets: &Secrets::Unread })
             .unwrap_or_else(|diagnostics| panic!("{}", diagnostics.render(false)));
         let warnings: Vec<String> = compiled.warnings.iter().map(ToString::to_string).collect();
         assert!(warnings.is_empty(), "{warnings:?}");

@@ -8,6 +8,7 @@ mod laws;
 mod refusals;
 mod repository;
 mod scale;
+mod secrets;
 mod support;
 mod trial;
 mod trust;

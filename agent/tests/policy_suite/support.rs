@@ -6,6 +6,7 @@ use rekindle::policy::candidate::from_directory;
 use rekindle::policy::compile::{Compiled, Inputs};
 use rekindle::policy::diagnostic::Diagnostics;
 use rekindle::policy::facts::{Facts, HostView};
+use rekindle::policy::secret::Secrets;
 use rekindle::policy::trust::{Trust, Verified, verify};
 
 /// Writes files below a directory, making directories on the way.
@@ -45,5 +46,5 @@ pub(crate) fn host() -> HostView {
 
 /// Compiles for a host without roles.
 pub(crate) fn compile(policy: &Verified, host: Option<&HostView>) -> Result<Compiled, Diagnostics> {
-    rekindle::policy::compile::compile(policy, &Inputs { facts: &facts(), roles: &[], host })
+    rekindle::policy::compile::compile(policy, &Inputs { facts: &facts(), roles: &[], host, secrets: &Secrets::Unread })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rekindle::agent::trial::compile_with;
 use rekindle::policy::compile::Inputs;
+use rekindle::policy::secret::Secrets;
 
 use crate::support::{facts, policy};
 
@@ -20,7 +21,7 @@ fn render(template: &str, others: &[(&str, &str)]) -> Result<String, String> {
 
 fn compile(files: &[(&str, &str)], deadline: Duration) -> Result<String, String> {
     let verified = policy(files);
-    let inputs = Inputs { facts: &facts(), roles: &[], host: None };
+    let inputs = Inputs { facts: &facts(), roles: &[], host: None, secrets: &Secrets::Unread };
     match compile_with(Path::new(env!("CARGO_BIN_EXE_rekindle")), deadline, &verified, &inputs) {
         Ok(compiled) => Ok(compiled.state.name().to_owned()),
         Err(diagnostics) => Err(diagnostics.to_string()),
@@ -119,7 +120,7 @@ fn an_error_shows_the_chain_of_includes() {
     let root = "[policy]\nname = 'x'\n[vars]\nport = 1\n[file.\"/etc/x\"]\ntemplate = \"x.j2\"\n";
     let files = [&[("policy.toml", root), ("x.j2", "{% include 'a.j2' %}\n")], &others[..]].concat();
     let verified = policy(&files);
-    let inputs = Inputs { facts: &facts(), roles: &[], host: None };
+    let inputs = Inputs { facts: &facts(), roles: &[], host: None, secrets: &Secrets::Unread };
     let exe = Path::new(env!("CARGO_BIN_EXE_rekindle"));
     let diagnostics = compile_with(exe, DEADLINE, &verified, &inputs).unwrap_err();
     insta::assert_snapshot!(diagnostics.render(false));

@@ -6,6 +6,7 @@ use rekindle::agent::revisions::{Consideration, Revisions, consider};
 use rekindle::config::{Paths, TrustSettings};
 use rekindle::policy::compile::Inputs;
 use rekindle::policy::facts::Facts;
+use rekindle::policy::secret::Secrets;
 
 use crate::repository::{Repository, now};
 use crate::support::write_files;
@@ -25,7 +26,12 @@ impl Host {
         let key = repository.key("key", &["-t", "ed25519"]);
         write_files(dir.path(), &[("allowed_signers", format!("ops {key}\n").as_bytes())]);
         let at = |name: &str| dir.path().join(name);
-        let paths = Paths { root: at("root"), state: at("state"), runtime: at("run") };
+        let paths = Paths {
+            root: at("root"),
+            state: at("state"),
+            runtime: at("run"),
+            program: env!("CARGO_BIN_EXE_rekindle").into(),
+        };
         let trust = TrustSettings::Keys(at("allowed_signers"));
         Self { dir, repository, paths, trust }
     }
@@ -42,7 +48,7 @@ impl Host {
         std::fs::create_dir_all(target.parent().unwrap()).unwrap();
         self.repository.git(&["clone", "-q", "--bare", ".", target.to_str().unwrap()]);
         let facts = Facts::default();
-        let inputs = Inputs { facts: &facts, roles: &[], host: None };
+        let inputs = Inputs { facts: &facts, roles: &[], host: None, secrets: &Secrets::Unread };
         consider(&self.paths, &self.trust, revisions, commit, &inputs, now())
     }
 

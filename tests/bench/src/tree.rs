@@ -173,7 +173,12 @@ mod tests {
         let candidate = candidate::from_directory(directory.path()).unwrap();
         let verified =
             trust::verify(candidate, &trust::Trust::Operator, "2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
-        let inputs = compile::Inputs { facts: &Facts::default(), roles: &[], host: None };
+        let inputs = compile::Inputs {
+            facts: &Facts::default(),
+            roles: &[],
+            host: None,
+            secrets: &rekindle::policy::secret::Secrets::Unread,
+        };
         let compiled = compile::compile(&verified, &inputs).unwrap();
         assert_eq!(compiled.state.resources().len(), 260);
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
 
 mod care;
 mod directory;
@@ -16,7 +17,8 @@ use super::load::{Declaration, missing_file, resource_id};
 use super::shared::Shared;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::policy::schema::{self, Fields, Text};
-use crate::policy::template::Engine;
+use crate::policy::secret::Secrets;
+use crate::policy::template::{Engine, Rendered};
 use crate::resource::place::Ownership;
 use crate::resource::{
     AbsPath, Argv, Confirm, Content, Desired, Ensure, GroupName, Kind, Mode, Notes, Notify, OnDrift, PackageName,
@@ -306,13 +308,13 @@ impl<'a, 'v> Reader<'a, 'v> {
 
     fn content(&mut self) -> Result<Content, Reported> {
         let given: Vec<_> =
-            ["content", "source", "template"].into_iter().filter_map(|name| self.fields.get(name)).collect();
+            ["content", "source", "template", "secret"].into_iter().filter_map(|name| self.fields.get(name)).collect();
         let (first, second) = (given.first(), given.get(1));
         if first.is_none() && self.fields.is_damaged {
             return Err(Reported);
         }
         let (Some(first), None) = (first, second) else {
-            let expected = "exactly one of `content`, `source` and `template`";
+            let expected = "exactly one of `content`, `source`, `template` and `secret`";
             self.out.push(match (first, second) {
                 (Some(first), Some(second)) => Diagnostic::error("content", format!("`{}` has two contents", self.id))
                     .at(self.fields.place(second.key.clone()), "and another")
@@ -328,6 +330,7 @@ impl<'a, 'v> Reader<'a, 'v> {
         let Some(text) = self.fields.text(first.name) else { return Err(Reported) };
         match first.name {
             "content" => Ok(self.shared.content(text.text.as_bytes())),
+            "secret" => self.secret(&text).map(|bytes| self.engine.secrets().conceal(&bytes)),
             "source" => {
                 let bytes = self.policy_file(&text, "source")?;
                 Ok(self.shared.source(text.text, bytes))
@@ -338,6 +341,10 @@ impl<'a, 'v> Reader<'a, 'v> {
                     self.out.push(*diagnostic);
                     Reported
                 })?;
+                let rendered = match rendered {
+                    Rendered::Plain(rendered) => rendered,
+                    Rendered::Secret(content) => return Ok(content),
+                };
                 if rendered.is_empty() && self.fields.boolean("allow_empty") != Some(true) {
                     let title = format!("the template `{}` renders to nothing", text.text);
                     self.out.push(
@@ -349,6 +356,14 @@ impl<'a, 'v> Reader<'a, 'v> {
                 Ok(self.shared.content(&rendered))
             }
         }
+    }
+
+    /// Decrypts a secret.
+    fn secret(&mut self, name: &Text<'v>) -> Result<Zeroizing<Vec<u8>>, Reported> {
+        self.engine.secrets().read(self.files, name.text).map_err(|(what, hint)| {
+            self.out.push(Diagnostic::error("secret", what).at(name.place.clone(), "").hint(hint));
+            Reported
+        })
     }
 
     fn policy_file(&mut self, text: &Text<'v>, what: &str) -> Result<&'a [u8], Reported> {
@@ -451,7 +466,12 @@ impl<'a, 'v> Reader<'a, 'v> {
         let Some(table) = field.value.get_ref().as_table() else { return Err(Reported) };
         let locked = table.get("locked").and_then(|value| value.get_ref().as_bool());
         let hash = table.get("hash").and_then(|value| value.get_ref().as_str());
-        match (locked, hash) {
+        let secret = table.get("secret").and_then(|value| Some((value.get_ref().as_str()?, value.span())));
+        if let (Some((text, range)), None, None) = (&secret, locked, hash) {
+            let secret = Text { text, place: self.fields.place(range.clone()), range: range.clone() };
+            return self.secret_hash(&secret);
+        }
+        match (locked.filter(|_| secret.is_none()), hash.filter(|_| secret.is_none())) {
             (Some(true), None) => Ok(Some(user::Password::Locked)),
             (None, Some(hash)) if is_crypt_hash(hash) => Ok(Some(user::Password::Hash(hash.to_owned()))),
             (None, Some(_)) => {
@@ -472,7 +492,28 @@ impl<'a, 'v> Reader<'a, 'v> {
                     Diagnostic::error("password", title)
                         .at(key, "")
                         .secret()
-                        .expected("`{ locked = true }` or `{ hash = \"$y$…\" }`"),
+                        .expected("`{ locked = true }`, `{ hash = \"$y$…\" }` or `{ secret = \"NAME\" }`"),
+                );
+                Err(Reported)
+            }
+        }
+    }
+
+    /// A secret that is a crypt(3) hash, with or without a line break.
+    fn secret_hash(&mut self, name: &Text<'v>) -> Result<Option<user::Password>, Reported> {
+        let bytes = self.secret(name)?;
+        if matches!(self.engine.secrets(), Secrets::Unread) {
+            return Ok(Some(user::Password::Locked));
+        }
+        match std::str::from_utf8(&bytes).map(str::trim_end) {
+            Ok(hash) if is_crypt_hash(hash) => Ok(Some(user::Password::Hash(hash.to_owned()))),
+            Ok(_) | Err(_) => {
+                let title = format!("the secret `{}` is not a crypt(3) hash", name.text);
+                self.out.push(
+                    Diagnostic::error("password", title)
+                        .at(name.place.clone(), "")
+                        .expected("a hash such as `$y$…`, never the password itself")
+                        .hint("make one with `mkpasswd` or `openssl passwd -6`, and encrypt that"),
                 );
                 Err(Reported)
             }

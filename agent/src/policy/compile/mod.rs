@@ -35,6 +35,7 @@ mod shared;
 use super::DesiredState;
 use super::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use super::facts::{Facts, HostView};
+use super::secret::Secrets;
 pub use super::template::Traced;
 use super::template::{Engine, Trace};
 use super::trust::Verified;
@@ -49,6 +50,8 @@ pub struct Inputs<'a> {
     pub roles: &'a [String],
     /// What the host has; `None` for a host that is not there, whose accounts and packages are then not judged.
     pub host: Option<&'a HostView>,
+    /// How its secrets are read.
+    pub secrets: &'a Secrets,
 }
 
 /// A compiled policy.
@@ -112,7 +115,7 @@ fn compile_watched(
         trial()?;
     }
     let vars = load::variables(&documents, inputs.roles, &mut out);
-    let mut engine = Engine::new(verified.shared_files(), inputs.facts, inputs.roles, vars, trace);
+    let mut engine = Engine::new(verified.shared_files(), inputs, vars, trace);
     let loaded = load::declarations(&documents, &mut engine, &mut out);
 
     let mut shared = shared::Shared::default();

@@ -1,0 +1,240 @@
+//! Secrets: encrypted with the real `age`, used wherever a policy can use them, and seen nowhere.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use rekindle::policy::compile::{Compiled, Inputs, compile};
+use rekindle::policy::diagnostic::Diagnostics;
+use rekindle::policy::secret::{Keys, Secrets};
+use rekindle::policy::trust::{Trust, verify};
+use rekindle::resource::{Desired, Ensure};
+
+use crate::support::{facts, host, write_files};
+
+/// A policy in a directory, and a key beside it.
+struct Place {
+    dir: tempfile::TempDir,
+    recipient: String,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's own tool, on its own directory")]
+fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
+    use std::io::Write as _;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program} is needed by this test: {e}"));
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("age.key").display().to_string();
+        assert!(run("age-keygen", &["-o", &key], b"").status.success());
+        let recipient = String::from_utf8(run("age-keygen", &["-y", &key], b"").stdout).unwrap().trim().to_owned();
+        Self { dir, recipient }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn encrypt(&self, name: &str, secret: &[u8], options: &[&str]) {
+        let output = run("age", &[&["-r", &self.recipient], options].concat(), secret);
+        assert!(output.status.success());
+        write_files(self.dir.path(), &[(&format!("policy/secrets/{name}.age"), &output.stdout)]);
+    }
+
+    fn policy(&self, text: &str, others: &[(&str, &str)]) {
+        write_files(self.dir.path(), &[("policy/policy.toml", format!("[policy]\nname = 'x'\n{text}").as_bytes())]);
+        for (path, text) in others {
+            write_files(self.dir.path(), &[(&format!("policy/{path}"), text.as_bytes())]);
+        }
+    }
+
+    fn keys(&self) -> Keys {
+        Keys::parse(&std::fs::read(self.at("age.key")).unwrap()).unwrap()
+    }
+
+    fn compile(&self, secrets: &Secrets) -> Result<Compiled, Diagnostics> {
+        let candidate = rekindle::policy::candidate::from_directory(&self.at("policy")).unwrap();
+        let verified = verify(candidate, &Trust::Operator, jiff::Timestamp::UNIX_EPOCH).unwrap();
+        compile(&verified, &Inputs { facts: &facts(), roles: &[], host: Some(&host()), secrets })
+    }
+}
+
+fn content(compiled: &Compiled, path: &str) -> (Vec<u8>, bool) {
+    let resource = compiled.state.resources().iter().find(|r| &*r.id.name == path).unwrap();
+    let Desired::File(file) = &resource.desired else { panic!("{resource:?}") };
+    let Ensure::Present(spec) = &file.ensure else { panic!("{resource:?}") };
+    (spec.content.bytes().unwrap().into_owned(), spec.content.is_secret())
+}
+
+const HASH: &str = "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/";
+
+#[test]
+fn secrets_are_content_templates_and_passwords() {
+    let place = Place::new();
+    place.encrypt("token", b"hunter2", &[]);
+    place.encrypt("db/armored", b"\x00binary\xff", &["--armor"]);
+    place.encrypt("hash", format!("{HASH}\n").as_bytes(), &[]);
+    place.policy(
+        "[file.'/etc/a']\nsecret = 'token'\n[file.'/etc/b']\nsecret = 'db/armored'\n[file.'/etc/c']\ntemplate = 'c.j2'\n\
+         [file.'/etc/d']\ntemplate = 'd.j2'\n[file.'/etc/e']\ncontent = 'hunter2'\n\
+         [user.ops]\nhome = '/home/ops'\npassword = { secret = 'hash' }\n",
+        &[("c.j2", "{% include 'part.j2' %}"), ("part.j2", "token={{ secret('token') }}\n"), ("d.j2", "plain\n")],
+    );
+    let secrets = Secrets::With(place.keys());
+    let compiled = place.compile(&secrets).unwrap();
+    assert_eq!(content(&compiled, "/etc/a"), (b"hunter2".to_vec(), true));
+    assert_eq!(content(&compiled, "/etc/b"), (b"\x00binary\xff".to_vec(), true));
+    assert_eq!(content(&compiled, "/etc/c"), (b"token=hunter2\n".to_vec(), true));
+    assert_eq!(content(&compiled, "/etc/d"), (b"plain\n".to_vec(), false));
+    assert_eq!(content(&compiled, "/etc/e"), (b"hunter2".to_vec(), false));
+    let debug = format!("{compiled:?} {secrets:?}").replace("/etc/e", "");
+    assert!(!debug.contains("hunter2") && !debug.contains(HASH) && !debug.contains("AGE-SECRET"), "{debug}");
+
+    // Without the key of a host they only have to be there.
+    assert!(place.compile(&Secrets::Unread).is_ok());
+    place.encrypt("token", b"other", &["-r", &Place::new().recipient]);
+    assert!(place.compile(&secrets).is_ok(), "several recipients");
+}
+
+#[test]
+fn what_is_wrong_with_secrets() {
+    let place = Place::new();
+    let stranger = Place::new();
+    place.encrypt("token", b"hunter2-and-more", &[]);
+    place.encrypt("password", b"hunter2-in-clear", &[]);
+    place.encrypt("binary", b"\xff", &[]);
+    write_files(place.dir.path(), &[("policy/secrets/text.age", b"hunter2"), ("policy/secrets/plain", b"x")]);
+    let output = run("age", &["-r", &stranger.recipient], b"x").stdout;
+    write_files(place.dir.path(), &[("policy/secrets/theirs.age", &output)]);
+    let mut damaged = std::fs::read(place.at("policy/secrets/token.age")).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    write_files(place.dir.path(), &[("policy/secrets/damaged.age", &damaged)]);
+    place.policy(
+        "[vars]\nname = 'token'\n[file.'/etc/a']\nsecret = 'tokn'\n[file.'/etc/b']\nsecret = '../policy'\n[file.'/etc/c']\nsecret = 'text'\n\
+         [file.'/etc/d']\nsecret = 'theirs'\n[file.'/etc/e']\nsecret = 'damaged'\n[file.'/etc/f']\nsecret = 'token'\ncontent = ''\n\
+         [file.'/etc/g']\ntemplate = 'g.j2'\n[file.'/etc/h']\ntemplate = 'h.j2'\n[file.'/etc/i']\ntemplate = 'i.j2'\n\
+         [file.'/etc/j']\ntemplate = 'j.j2'\n[file.'/etc/k']\ncontent = ''\nwhen = \"secret('token') == 'x'\"\n\
+         [user.ops]\npassword = { secret = 'password' }\n[user.dev]\npassword = { secret = 'token', locked = true }\n",
+        &[
+            ("g.j2", "{{ secret('tokn') }}"),
+            ("h.j2", "{{ secret('binary') }}"),
+            ("i.j2", "{% include secret('token') %}"),
+            ("j.j2", "{{ secret(secret('token')) }}"),
+        ],
+    );
+    let diagnostics = place.compile(&Secrets::With(place.keys())).unwrap_err();
+    let text = diagnostics.render(false);
+    assert!(!text.contains("hunter2"), "{text}");
+    assert!(text.contains("the password of `user[dev]` is neither"), "{text}");
+    insta::assert_snapshot!(text);
+    let unread = place.compile(&Secrets::Unread).unwrap_err().to_string();
+    assert!(unread.contains("`secrets/text.age` is not a file of age"), "{unread}");
+    assert!(!unread.contains("theirs"), "whether it is for a host is not known without its key: {unread}");
+    let missing =
+        place.compile(&Secrets::Missing("there is no `/etc/rekindle/age.key`".into())).unwrap_err().to_string();
+    assert!(missing.contains("`secrets/token.age` cannot be decrypted: this host has no key"), "{missing}");
+    assert!(missing.contains("hint: there is no `/etc/rekindle/age.key`"), "{missing}");
+}
+
+#[test]
+fn what_is_no_key() {
+    for (text, expected) in [
+        ("", "no age identity"),
+        ("# public key: age1\n", "no age identity"),
+        ("\nage1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\n", "line 2 is not"),
+        ("AGE-SECRET-KEY-1QQQ", "line 1 is not"),
+    ] {
+        let error = Keys::parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Every file below a directory that holds these bytes.
+fn holders(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(holders(&entry.path(), bytes));
+        } else if entry.file_type().unwrap().is_file() {
+            let content = std::fs::read(entry.path()).unwrap();
+            if content.windows(bytes.len()).any(|window| window == bytes) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// A secret goes to the files that are declared with it, and to no other file and no output, whatever is asked.
+#[test]
+fn threat_a_secret_in_what_is_recorded_or_shown() {
+    let place = Place::new();
+    let (first, second) = ("first-secret-8f3a", "second-secret-77c1");
+    let text = "[file.'/etc/token']\nsecret = 'token'\nmode = '0600'\n[file.'/etc/app.conf']\ntemplate = 'app.j2'\n";
+    place.policy(text, &[("app.j2", "user=app\ntoken={{ secret('token') }}\n")]);
+    for name in ["root/etc", "state", "run"] {
+        std::fs::create_dir_all(place.at(name)).unwrap();
+    }
+    let config = format!(
+        "age_identity = \"{0}/age.key\"\n[paths]\nroot = \"{0}/root\"\nstate = \"{0}/state\"\nruntime = \"{0}/run\"\n",
+        place.dir.path().display()
+    );
+    write_files(place.dir.path(), &[("agent.toml", config.as_bytes())]);
+    let (config, policy) = (place.at("agent.toml").display().to_string(), place.at("policy").display().to_string());
+    let mut said = Vec::new();
+    let mut rekindle = |arguments: &[&str]| {
+        let output = run(env!("CARGO_BIN_EXE_rekindle"), &[&["--config", &config], arguments].concat(), b"");
+        let text = [output.stdout, output.stderr].concat();
+        said.extend_from_slice(&text);
+        String::from_utf8(text).unwrap()
+    };
+    let read = |name: &str| std::fs::read_to_string(place.at("root").join(name)).unwrap();
+    place.encrypt("token", first.as_bytes(), &[]);
+    rekindle(&["plan", "--policy", &policy]);
+    let applied = rekindle(&["apply", "--policy", &policy]);
+    assert_eq!(read("etc/token"), first, "{applied}");
+    assert_eq!(read("etc/app.conf"), format!("user=app\ntoken={first}\n"));
+    // It changes, and what stood there before is a secret as well.
+    place.encrypt("token", second.as_bytes(), &[]);
+    let plan = rekindle(&["plan", "--policy", &policy]);
+    assert!(plan.contains("secret, fingerprint "), "{plan}");
+    rekindle(&["--json", "plan", "--policy", &policy]);
+    rekindle(&["--json", "apply", "--policy", &policy]);
+    assert_eq!(read("etc/token"), second);
+    // Somebody changes it on the host, and the template no longer renders.
+    write_files(&place.at("root"), &[("etc/app.conf", format!("token={second}\nadded\n").as_bytes())]);
+    rekindle(&["apply", "--policy", &policy]);
+    assert_eq!(read("etc/app.conf"), format!("user=app\ntoken={second}\n"));
+    place.policy(text, &[("app.j2", "{% set a = secret('token') %}{{ a.x.y }}")]);
+    rekindle(&["check", &policy]);
+    rekindle(&["plan", "--policy", &policy]);
+    for arguments in [
+        &["history"][..],
+        &["--json", "history"],
+        &["history", "1"],
+        &["--json", "history", "1"],
+        &["history", "3"],
+        &["status"],
+    ] {
+        rekindle(arguments);
+    }
+    let said = String::from_utf8(said).unwrap();
+    for secret in [first, second] {
+        assert!(!said.contains(secret), "{said}");
+        let found: Vec<_> = holders(place.dir.path(), secret.as_bytes())
+            .into_iter()
+            .filter(|path| !path.starts_with(place.at("root")))
+            .collect();
+        assert!(found.is_empty(), "{found:?}");
+    }
+}
