@@ -167,6 +167,7 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::Command(_)
         | Desired::Check(_)
         | Desired::Sweep(_)
-        | Desired::Setting(_) => None,
+        | Desired::Setting(_)
+        | Desired::Sysctl(_) => None,
     }
 }

@@ -154,6 +154,7 @@ impl Worker {
             | Desired::Package(_)
             | Desired::Service(_)
             | Desired::Setting(_)
+            | Desired::Sysctl(_)
             | Desired::Command(_)
             | Desired::Sweep(_) => None,
         });

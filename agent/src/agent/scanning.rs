@@ -54,7 +54,8 @@ impl Worker {
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_)
-            | Desired::Setting(_) => Names::default(),
+            | Desired::Setting(_)
+            | Desired::Sysctl(_) => Names::default(),
         }
     }
 }
@@ -71,6 +72,7 @@ fn entry(resource: &Resource, names: Names) -> Option<Entry> {
         | Desired::Command(_)
         | Desired::Check(_)
         | Desired::Sweep(_)
-        | Desired::Setting(_) => None,
+        | Desired::Setting(_)
+        | Desired::Sysctl(_) => None,
     }
 }

@@ -11,7 +11,7 @@ use super::status::WatchCounts;
 use super::worker::{Shared, Task};
 use super::{Event, Loop};
 use crate::guard::Guard;
-use crate::resource::chain;
+use crate::resource::{Kind, chain};
 use crate::watch::{Complaint, Coverage, Hint, How};
 
 impl Loop {
@@ -101,6 +101,9 @@ pub(super) fn complaint(what: &str, how: &How) -> Option<String> {
 }
 
 pub(super) fn complaints(coverage: &Coverage) -> impl Iterator<Item = String> {
-    let paths = coverage.complaints.iter().filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how));
+    // The kernel tells nobody of these: polling them is how they are watched.
+    let is_meant = |kind: Kind| matches!(kind, Kind::Sysctl);
+    let complaints = coverage.complaints.iter().filter(move |c| !is_meant(c.interest.resource.kind));
+    let paths = complaints.filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how));
     paths.chain(coverage.self_test.iter().map(|why| format!("the watches: {why}")))
 }

@@ -11,6 +11,7 @@ mod files;
 mod packages;
 mod pay;
 mod purge;
+mod strays;
 mod validate;
 
 pub use validate::Validated;
@@ -92,6 +93,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
     };
     if request.mode == Mode::Enforce {
         run.remove_leftovers();
+        run.remove_strays();
     }
     let interrupted = run.visit_all();
     let debts = run.pay_debts(interrupted);
@@ -278,7 +280,8 @@ impl<'a> Run<'a, '_> {
                         | Desired::Command(_)
                         | Desired::Check(_)
                         | Desired::Sweep(_)
-                        | Desired::Setting(_) => self.step(resource, &sighting, drift),
+                        | Desired::Setting(_)
+                        | Desired::Sysctl(_) => self.step(resource, &sighting, drift),
                     },
                 }
             }
@@ -567,7 +570,8 @@ impl<'a> Run<'a, '_> {
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_)
-            | Desired::Setting(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+            | Desired::Setting(_)
+            | Desired::Sysctl(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
     }
@@ -619,6 +623,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
         // A package manager's or a service manager's success is only a claim: a unit may fail right after its start.
         Observed::Package(_)
         | Observed::Service(_)
+        | Observed::Sysctl(_)
         | Observed::Command(_)
         | Observed::Check(_)
         | Observed::Sweep(_) => false,

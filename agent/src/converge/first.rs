@@ -11,7 +11,14 @@ use crate::resource::{Kind, Resource, ResourceId, Snapshot, Verdict};
 pub fn is_path(kind: Kind) -> bool {
     match kind {
         Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => true,
-        Kind::User | Kind::Group | Kind::Package | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => false,
+        Kind::User
+        | Kind::Group
+        | Kind::Package
+        | Kind::Service
+        | Kind::Sysctl
+        | Kind::Command
+        | Kind::Check
+        | Kind::Sweep => false,
     }
 }
 

@@ -9,6 +9,7 @@ mod laws;
 mod paths;
 mod runs;
 mod settings;
+mod sysctls;
 mod traps;
 mod trees;
 mod users;

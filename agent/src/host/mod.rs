@@ -13,6 +13,7 @@ pub mod fake;
 pub mod fanotify;
 pub mod filesystems;
 pub mod gpgv;
+pub mod kernel;
 pub mod memory;
 pub mod nest;
 pub mod packages;
@@ -36,6 +37,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use accounts::Accounts;
+use kernel::Kernel;
 use packages::PackageManager;
 use programs::Programs;
 use root::Root;
@@ -52,6 +54,8 @@ pub struct Host {
     pub packages: Box<dyn PackageManager>,
     /// Its service manager.
     pub units: Box<dyn Units>,
+    /// Its kernel.
+    pub kernel: Box<dyn Kernel>,
     /// Where programs that its policy names run.
     pub programs: Programs,
 }
@@ -69,8 +73,10 @@ impl Host {
         let accounts = Box::new(accounts::shadow::ShadowUtils::new(root.path()));
         let packages = packages::detect(root.path());
         let units = units::detect(root.path());
+        let kernel: Box<dyn Kernel> =
+            if root.is_live() { Box::new(kernel::LiveKernel) } else { Box::new(kernel::NoKernel) };
         let programs = Programs::at(root.path());
-        Ok(Self { root, accounts, packages, units, programs })
+        Ok(Self { root, accounts, packages, units, kernel, programs })
     }
 
     /// A tree of files that is no host. Any user may manage one.
@@ -81,6 +87,7 @@ impl Host {
             accounts: Box::new(accounts::NoAccounts::new(why)),
             packages: Box::new(packages::NoPackages::new(why)),
             units: Box::new(units::NoUnits::new(why)),
+            kernel: Box::new(kernel::NoKernel),
             programs: Programs::nowhere(why),
         })
     }

@@ -43,6 +43,8 @@ pub(super) enum Shape {
     Date,
     /// A table with these keys.
     Table(&'static [Attribute]),
+    /// A string or an integer.
+    Scalar,
     /// Values by key, or by section and key; [`super::compile`] looks at them more closely.
     Values,
     /// Names, or names by section; [`super::compile`] looks at them more closely.
@@ -71,6 +73,7 @@ impl Shape {
             Self::Table(attributes) => {
                 format!("a table with {}", quoted(attributes.iter().map(|attribute| attribute.name)))
             }
+            Self::Scalar => "a string or a whole number".to_owned(),
             Self::Values => "a table of values".to_owned(),
             Self::Names => "an array of strings, or a table of such arrays by section".to_owned(),
             Self::Proof => PROOF.to_owned(),
@@ -95,6 +98,7 @@ impl Shape {
             Self::Switch(words) => json!({ "anyOf": [Self::Bool.to_json(), Self::Word(words).to_json()] }),
             Self::Count => json!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT }),
             Self::Table(attributes) => table_to_json(attributes.iter()),
+            Self::Scalar => json!({ "type": ["string", "integer"] }),
             Self::Values => {
                 let scalar = json!({ "type": ["string", "integer", "boolean"] });
                 let value = json!({ "anyOf": [scalar.clone(), { "type": "array", "items": scalar }] });
@@ -412,8 +416,18 @@ const SETTING: &[Attribute] = &[
     attribute("mode", Shape::Text, "Permission bits: four octal digits, such as \"0644\". Default as they are."),
 ];
 
+const SYSCTL: &[Attribute] = &[
+    attribute("value", Shape::Scalar, "Its value; several numbers with a blank between them."),
+    attribute("persist", Shape::Bool, "Whether the next boot is told, by a file in /etc/sysctl.d. Default true."),
+    attribute(
+        "ignore_missing",
+        Shape::Bool,
+        "Whether a key that the kernel does not have, as before its module is loaded, is well. Default false.",
+    ),
+];
+
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] = &["repository", "sysctl", "kernel_module", "mount"];
+const LATER_KINDS: &[&str] = &["repository", "kernel_module", "mount"];
 /// Attributes of the language that this version does not have.
 const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify"];
 
@@ -433,6 +447,7 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
             SETTING,
             "Keys or lines inside a file that something else owns, by absolute path or by any name with a `path`.",
         ),
+        Kind::Sysctl => (SYSCTL, "Settings of the kernel, by name, such as \"net.ipv4.ip_forward\"."),
     }
 }
 
@@ -464,7 +479,7 @@ pub(super) enum Simple {
 pub(super) fn simple_shape(kind: Kind, name: &str) -> Option<Simple> {
     let attribute = attributes(kind).find(|attribute| attribute.name == name)?;
     match attribute.shape {
-        Shape::Text | Shape::Word(_) => Some(Simple::Text),
+        Shape::Text | Shape::Word(_) | Shape::Scalar => Some(Simple::Text),
         Shape::Id | Shape::Count => Some(Simple::Number),
         Shape::Account => Some(Simple::Account),
         Shape::Bool => Some(Simple::Bool),
@@ -784,6 +799,7 @@ fn has_shape(
         Shape::Text => inner.is_str(),
         Shape::Bool => inner.is_bool(),
         Shape::Includes => true,
+        Shape::Scalar => inner.is_str() || inner.is_integer(),
         Shape::Values => inner.is_table(),
         Shape::Names => inner.is_array() || inner.is_table(),
         Shape::Proof => match (inner.as_str(), inner.as_array()) {

@@ -5,6 +5,7 @@ use std::io;
 use super::AbsPath;
 use crate::host::accounts::AccountError;
 use crate::host::exec::ExecError;
+use crate::host::kernel::KernelError;
 use crate::host::packages::PackageError;
 use crate::host::tree::WalkError;
 use crate::host::units::UnitError;
@@ -143,6 +144,35 @@ pub enum ApplyError {
         /// Their name.
         name: String,
     },
+    /// The running kernel.
+    #[error("cannot change the kernel")]
+    Kernel {
+        /// Why.
+        #[source]
+        source: KernelError,
+    },
+    /// The kernel has no such setting.
+    #[error(
+        "the kernel has no `{name}` (hint: a module may bring it: declare that as kernel_module and require it; or write `ignore_missing = true`)"
+    )]
+    NoSuchSysctl {
+        /// The setting.
+        name: String,
+    },
+    /// A setting of the kernel that another file sets after ours at the next boot.
+    #[error(
+        "`{name}` will be {value} at the next boot: {file} line {line} is read later (hint: remove the line, or declare that file, or an empty one of its name in /etc/sysctl.d)"
+    )]
+    Overridden {
+        /// The setting.
+        name: String,
+        /// What it will be.
+        value: String,
+        /// The file that says so.
+        file: String,
+        /// Its line, from 1.
+        line: usize,
+    },
     /// systemd knows no such unit.
     #[error("systemd has no unit `{unit}` (hint: require the package or file that brings it)")]
     NoSuchUnit {
@@ -204,6 +234,16 @@ impl ApplyError {
             Self::StillRuns { .. } => "program: still runs".to_owned(),
             Self::Strip { source, .. } => format!("strip: {}", io_class(source)),
             Self::NoSuchUser { .. } => "program: no such user".to_owned(),
+            Self::Kernel { source } => match source {
+                KernelError::Access { operation, source, .. } => format!("kernel: {operation}: {}", io_class(source)),
+                KernelError::Run { program, .. } => format!("{program}: cannot run"),
+                KernelError::Tool { program, status, .. } => {
+                    format!("{}: {status}", program.split(' ').next().unwrap_or_default())
+                }
+                KernelError::NotRunning => "kernel: not running".to_owned(),
+            },
+            Self::NoSuchSysctl { .. } => "sysctl: no such key".to_owned(),
+            Self::Overridden { .. } => "sysctl: overridden by a later file".to_owned(),
             Self::NoSuchUnit { .. } => "systemd: no such unit".to_owned(),
             Self::Vanished { .. } => "observation lost".to_owned(),
         }
@@ -239,6 +279,12 @@ impl From<AccountError> for ApplyError {
 impl From<PackageError> for ApplyError {
     fn from(source: PackageError) -> Self {
         Self::Package { source }
+    }
+}
+
+impl From<KernelError> for ApplyError {
+    fn from(source: KernelError) -> Self {
+        Self::Kernel { source }
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Kind {
     Service,
     /// Keys or lines inside a file.
     Setting,
+    /// A setting of the kernel.
+    Sysctl,
     /// A program that is run when needed.
     Command,
     /// A program that only says whether all is well.
@@ -33,7 +35,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::File,
         Self::Directory,
         Self::Symlink,
@@ -42,6 +44,7 @@ impl Kind {
         Self::Package,
         Self::Service,
         Self::Setting,
+        Self::Sysctl,
         Self::Command,
         Self::Check,
         Self::Sweep,
@@ -66,6 +69,7 @@ impl Kind {
             Self::Check => "check",
             Self::Sweep => "sweep",
             Self::Setting => "setting",
+            Self::Sysctl => "sysctl",
         }
     }
 }

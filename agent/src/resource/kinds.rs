@@ -5,7 +5,7 @@
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
-    directory, file, group, package, service, setting, sweep, symlink, user,
+    directory, file, group, package, service, setting, sweep, symlink, sysctl, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -35,6 +35,7 @@ pub enum Observed {
     Package(Observation<package::Observed>),
     Service(Observation<service::Observed>),
     Setting(Observation<place::Observed>),
+    Sysctl(Box<Observation<sysctl::Observed>>),
     Command(Observation<command::Observed>),
     Check(Observation<check::Observed>),
     Sweep(Observation<sweep::Observed>),
@@ -98,6 +99,9 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
             add_parents(&mut seen, &mut sighting, root, &setting.path);
             sighting.observed = Observed::Setting(seen);
         }
+        Desired::Sysctl(sysctl) => {
+            sighting.observed = Observed::Sysctl(Box::new(sysctl::observe(host, snapshot, sysctl)));
+        }
     }
     sighting
 }
@@ -134,6 +138,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Check(d), Observed::Check(o)) => check::diff(d, o),
         (Desired::Sweep(d), Observed::Sweep(o)) => sweep::diff(d, o),
         (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
+        (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::diff(d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -145,7 +150,8 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_)
-            | Desired::Setting(_),
+            | Desired::Setting(_)
+            | Desired::Sysctl(_),
             _,
         ) => Verdict::Indeterminate("observed as another kind".to_owned()),
     }
@@ -159,6 +165,8 @@ pub fn apply(
     sighting: &Sighting,
 ) -> Result<(), ApplyError> {
     let Sighting { observed, names, ruled, .. } = sighting;
+    // Whatever the step is about, it may write what was read.
+    snapshot.forget_files();
     match (desired, observed) {
         (Desired::File(d), Observed::File(o)) => file::apply(&host.root, d, o, *names),
         (Desired::Directory(d), Observed::Directory(o)) => directory::apply(&host.root, d, o, *names, *ruled),
@@ -175,6 +183,7 @@ pub fn apply(
             why: "it only says whether all is well",
         }),
         (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
+        (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::apply(host, d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -186,7 +195,8 @@ pub fn apply(
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_)
-            | Desired::Setting(_),
+            | Desired::Setting(_)
+            | Desired::Sysctl(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
     }
@@ -249,6 +259,9 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
                 Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special => Replaced::Nothing,
             };
         }
+        (Desired::Sysctl(d), Observed::Sysctl(observation)) => {
+            return own_file(observation, |o| sysctl::replaced(d, o));
+        }
         (Desired::User(_), Observed::User(observation)) => {
             return match observation.as_ref() {
                 Observation::Present(o) => {
@@ -275,6 +288,14 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
             Ok(None) => Replaced::Nothing,
             Err(_) => Replaced::TooLong,
         },
+    }
+}
+
+/// What a step overwrites of the agent's own, or of another file that the resource found for itself.
+fn own_file<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Option<&'o [u8]>) -> Replaced {
+    match observation {
+        Observation::Present(o) => replaced(o).map_or(Replaced::Nothing, |content| Replaced::Content(content.to_vec())),
+        Observation::Absent | Observation::Unknown(_) => Replaced::Nothing,
     }
 }
 
@@ -314,6 +335,7 @@ impl Resource {
             Desired::Command(d) => watched.paths.extend(d.creates.clone()),
             Desired::Check(_) | Desired::Sweep(_) => {}
             Desired::Setting(d) => watched.paths.push(d.path.clone()),
+            Desired::Sysctl(d) => watched.paths.extend(sysctl::watched(d)),
         }
         watched
     }

@@ -18,6 +18,7 @@ pub mod service;
 pub mod setting;
 pub mod sweep;
 pub mod symlink;
+pub mod sysctl;
 pub mod user;
 
 mod argv;
@@ -26,6 +27,7 @@ mod error;
 mod id;
 mod kinds;
 mod names;
+mod own;
 mod snapshot;
 pub mod stood;
 mod text;
@@ -37,6 +39,7 @@ pub use error::{ApplyError, chain};
 pub use id::{InvalidResourceId, Kind, ResourceId};
 pub use kinds::{Observed, Replaced, Sighting, Watched, apply, diff, excess, observe, purges, refusal, replaced};
 pub use names::{AbsPath, GroupName, InvalidName, Mode, PackageName, Principal, RuleName, UnitName, UserName};
+pub use own::{Stray, remove_stray, strays};
 pub use snapshot::{Names, Snapshot};
 pub use stood::Stood;
 pub use text::{digest, hex, text_change};
@@ -69,6 +72,8 @@ pub enum Desired {
     Service(service::Desired),
     /// Keys or lines inside a file.
     Setting(setting::Desired),
+    /// A setting of the kernel.
+    Sysctl(Box<sysctl::Desired>),
     /// A program that is run when needed.
     Command(Box<command::Desired>),
     /// A program that only says whether all is well.

@@ -6,16 +6,19 @@
 use std::sync::Arc;
 
 use super::place::Ownership;
+use super::sysctl::Assignments;
 use super::{Principal, error};
 use crate::host::Host;
 use crate::host::accounts::AccountDb;
 use crate::host::packages::PackageDb;
+use crate::host::root::Root;
 
 /// Databases read during one run.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     accounts: Option<Result<Arc<AccountDb>, String>>,
     packages: Option<Result<Arc<PackageDb>, String>>,
+    sysctls: Option<Result<Arc<Assignments>, String>>,
 }
 
 impl Snapshot {
@@ -34,6 +37,16 @@ impl Snapshot {
         self.packages.get_or_insert_with(|| host.packages.read().map(Arc::new).map_err(|e| error::chain(&e))).clone()
     }
 
+    /// What files say of the kernel's settings, read now unless they were read before.
+    pub(super) fn sysctls(&mut self, root: &Root) -> Result<Arc<Assignments>, String> {
+        self.sysctls.get_or_insert_with(|| Assignments::read(root).map(Arc::new)).clone()
+    }
+
+    /// Reads again what any step may have changed.
+    pub fn forget_files(&mut self) {
+        self.sysctls = None;
+    }
+
     /// Reads the account databases again when next asked.
     pub fn forget_accounts(&mut self) {
         self.accounts = None;
@@ -43,6 +56,7 @@ impl Snapshot {
     pub fn forget_packages(&mut self) {
         self.packages = None;
         self.accounts = None;
+        self.forget_files();
     }
 }
 

@@ -221,11 +221,12 @@ pub fn places(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(Abs
     }
 }
 
-/// The same, looked at now. What is not held by paths alone, such as a user or a package, has none: to put back a part of it
+/// The same, looked at now. What is not held by paths alone, such as a user, a package or a setting of the kernel, has none: to put back a part of it
 /// would be neither the state before nor the state after.
 pub fn look_at_places(root: &Root, resource: &Resource) -> Vec<(AbsPath, Stood)> {
     let watched = resource.watched();
-    if watched.accounts || watched.packages || watched.unit.is_some() {
+    let is_held_by_paths = !matches!(resource.desired, Desired::Sysctl(_));
+    if watched.accounts || watched.packages || watched.unit.is_some() || !is_held_by_paths {
         return Vec::new();
     }
     watched.paths.into_iter().filter_map(|path| Stood::look(root, &path).map(|stood| (path, stood))).collect()

@@ -4,7 +4,7 @@
 //! A kernel event only names resources to look at again; what is there is found out by looking, in [`crate::converge`].
 //! A lost event, a full queue or a lost watch therefore means "look everywhere" and nothing worse.
 //!
-//! - The watcher never reads content, never judges and never changes anything itself. What an event touched goes to a
+//! - The watcher never reads content (but a kernel setting's value, of which nothing else tells), never judges and never changes anything itself. What an event touched goes to a
 //!   [`Sink`] on the same thread, at once and with its directory open, because a thread hop costs more than a repair; what
 //!   the sink leaves open goes out as a hint.
 //! - It needs no async runtime. Only [`units`], which listens to the service manager, is asynchronous.

@@ -9,9 +9,9 @@ use std::hash::BuildHasher;
 use rustix::io::Errno;
 
 use super::source::Wd;
-use super::walk::Glance;
+use super::walk::{Glance, Tells};
 use super::{Interest, SharedPath, path};
-use crate::resource::ResourceId;
+use crate::resource::{Kind, ResourceId};
 
 /// A declared name in a directory.
 #[derive(Debug, Clone)]
@@ -110,6 +110,12 @@ impl Target {
         std::mem::replace(&mut self.mark, mark.map(Box::new)).map(|wd| *wd)
     }
 
+    /// By what a change of it is told: of a setting of the kernel, the value alone.
+    pub(super) fn tells(&self) -> Tells {
+        let is_sysctl = self.resources().first().is_some_and(|resource| resource.kind == Kind::Sysctl);
+        if is_sysctl { Tells::Content } else { Tells::Metadata }
+    }
+
     /// Whom it concerns, in order, each once.
     pub(super) fn resources(&self) -> &[ResourceId] {
         match &self.claim {
@@ -202,7 +208,6 @@ pub(super) fn sort(interests: &mut [Interest]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::Kind;
 
     fn interest(path: &str, resource: &str) -> Interest {
         Interest { path: path.into(), resource: ResourceId::new(Kind::File, resource) }

@@ -425,7 +425,7 @@ impl Tree {
         let Some(target) = spine.targets.at(index) else { return BTreeSet::new() };
         let Some(directory) = &spine.directory else { return self.look_at(id, index, now).armed };
         // The way here has not changed, or the whole spine would be walked again.
-        let (seen, armed) = walk::glance(directory, target.name(), &mut self.source);
+        let (seen, armed) = walk::glance(directory, target.name(), target.tells(), &mut self.source);
         let mut looked = Looked::default();
         match armed {
             Some(Err(_)) => return self.look_at(id, index, now).armed,
@@ -458,7 +458,7 @@ impl Tree {
         for index in indices.clone() {
             let Some(target) = self.spines.get(&id).and_then(|spine| spine.targets.at(index)) else { break };
             let (seen, armed) = match &walk.end {
-                End::Directory(directory) => walk::glance(directory, target.name(), &mut self.source),
+                End::Directory(directory) => walk::glance(directory, target.name(), target.tells(), &mut self.source),
                 End::Missing => (Glance::Absent, None),
                 End::Unreadable(errno) => (Glance::Unreadable(*errno), None),
             };

@@ -279,6 +279,17 @@ pub(super) struct Identity {
     mode: u16,
     owner: (u32, u32),
     n_links: u32,
+    /// What it says, where its metadata do not tell of changes.
+    content: Vec<u8>,
+}
+
+/// By what a change of something is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tells {
+    /// Metadata.
+    Metadata,
+    /// What it says, where the file system is the kernel's own.
+    Content,
 }
 
 /// What one look at a name showed.
@@ -308,6 +319,7 @@ impl Glance {
 pub(super) fn glance(
     directory: &Directory,
     name: &OsStr,
+    tells: Tells,
     source: &mut Source,
 ) -> (Glance, Option<Result<Wd, ArmError>>) {
     // No name means all of them: the directory's own times say that some came or went. Its watch announces them.
@@ -321,6 +333,9 @@ pub(super) fn glance(
         Err(Errno::NOENT) => return (Glance::Absent, None),
         Err(errno) => return (Glance::Unreadable(errno), None),
     };
+    if tells == Tells::Content && silence(&directory.open.fd).is_some() {
+        return (content(&directory.open.fd, name, &stat), None);
+    }
     let purpose = match FileType::from_raw_mode(stat.stx_mode.into()) {
         FileType::Directory => Some(Purpose::DirectoryItself),
         FileType::RegularFile if stat.stx_nlink > 1 || stat.stx_mnt_id != directory.open.mount => {
@@ -343,6 +358,29 @@ pub(super) fn glance(
     (Glance::Present(identity(&stat)), armed)
 }
 
+/// Longest content that is compared: of a setting of the kernel.
+const MAX_CONTENT: usize = 4096;
+
+/// What a file of the kernel says. Its metadata say only when somebody first looked at it.
+fn content(directory: &OwnedFd, name: &OsStr, stat: &Statx) -> Glance {
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
+        return Glance::Present(identity(stat));
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let read = || {
+        let file = openat(directory, name, flags, Mode::empty())?;
+        let mut buffer = vec![0; MAX_CONTENT];
+        let length = rustix::io::read(&file, buffer.as_mut_slice())?;
+        buffer.truncate(length);
+        Ok(buffer)
+    };
+    match read() {
+        Ok(content) => Glance::Present(Identity { inode: 0, ctime: (0, 0), content, ..identity(stat) }),
+        Err(Errno::NOENT) => Glance::Absent,
+        Err(errno) => Glance::Unreadable(errno),
+    }
+}
+
 fn identity(stat: &Statx) -> Identity {
     Identity {
         mount: stat.stx_mnt_id,
@@ -353,5 +391,6 @@ fn identity(stat: &Statx) -> Identity {
         mode: stat.stx_mode,
         owner: (stat.stx_uid, stat.stx_gid),
         n_links: stat.stx_nlink,
+        content: Vec::new(),
     }
 }

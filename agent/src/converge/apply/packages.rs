@@ -161,7 +161,8 @@ impl Member<'_> {
                 | Desired::Command(_)
                 | Desired::Check(_)
                 | Desired::Sweep(_)
-                | Desired::Setting(_),
+                | Desired::Setting(_)
+                | Desired::Sysctl(_),
                 _,
             ) => Ok(()),
         }

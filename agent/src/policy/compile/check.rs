@@ -170,7 +170,7 @@ impl<'a, 'v> Graph<'a, 'v> {
                         graph.settings.entry(path).or_default().push(i);
                     }
                 }
-                Kind::User | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => {}
+                Kind::User | Kind::Service | Kind::Sysctl | Kind::Command | Kind::Check | Kind::Sweep => {}
             }
         }
         graph
@@ -229,7 +229,14 @@ pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
     match declaration.id.kind {
         Kind::File | Kind::Directory | Kind::Symlink => Some(&declaration.id.name),
         Kind::Setting => setting::path_of(&declaration.id.name, declaration.fields.text("path").as_ref()),
-        Kind::User | Kind::Group | Kind::Package | Kind::Service | Kind::Command | Kind::Check | Kind::Sweep => None,
+        Kind::User
+        | Kind::Group
+        | Kind::Package
+        | Kind::Service
+        | Kind::Sysctl
+        | Kind::Command
+        | Kind::Check
+        | Kind::Sweep => None,
     }
 }
 
@@ -255,6 +262,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     numeric_ids(graph, out);
     paths(graph, out);
     settings::check(graph, out);
+    own_files(graph, out);
     references(graph, out);
     accounts(graph, out);
     protected(graph, out);
@@ -306,6 +314,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Package
             | Kind::Service
             | Kind::Setting
+            | Kind::Sysctl
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -372,6 +381,7 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Package
             | Kind::Service
             | Kind::Setting
+            | Kind::Sysctl
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -381,6 +391,23 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                 .at(declaration.name.clone(), "")
                 .also(other.name.clone(), format!("this {what}"))
                 .hint(hint),
+        );
+    }
+}
+
+/// Files that the agent writes for other kinds, and that nobody else may claim.
+fn own_files(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    for (i, declaration) in graph.active() {
+        let Some(Desired::Sysctl(sysctl)) = graph.lowered(i).map(|lowered| &lowered.desired) else { continue };
+        let path = sysctl.file().path.to_string();
+        let claim =
+            graph.paths.get(path.as_str()).copied().or_else(|| graph.settings.get(path.as_str())?.first().copied());
+        let Some(other) = claim.and_then(|other| graph.declaration(other)) else { continue };
+        out.push(
+            Diagnostic::error("conflict", format!("`{}` and `{}` claim the path `{path}`", declaration.id, other.id))
+                .at(other.name.clone(), "claimed here")
+                .also(declaration.name.clone(), "this resource writes the file")
+                .hint("remove one of the two"),
         );
     }
 }
@@ -464,6 +491,7 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Sysctl(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
@@ -558,6 +586,7 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Directory
             | Kind::Symlink
             | Kind::Setting
+            | Kind::Sysctl
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => {}

@@ -495,6 +495,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
         Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit).into()),
         Kind::Setting if name.starts_with('/') => AbsPath::new(name).map(|path| path.shared()),
         Kind::Setting => label(name).map(Arc::from),
+        Kind::Sysctl => crate::resource::sysctl::Key::new(name).map(|key| key.name().into()),
     };
     match checked {
         Ok(name) => Some(ResourceId::new(kind, name)),
@@ -506,6 +507,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
                     "an absolute path without `.`, `..` or a trailing slash"
                 }
                 Kind::Setting => "the path of a file, or any name with a `path`",
+                Kind::Sysctl => "a name such as `net.ipv4.ip_forward`",
                 Kind::User | Kind::Group => "a name of lower-case letters, digits, `_`, `-` and `.`",
                 Kind::Package => "the name of a package",
                 Kind::Service => "the name of a systemd unit",

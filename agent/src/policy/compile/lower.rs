@@ -1,6 +1,7 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
 pub(super) mod setting;
+mod sysctl;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -67,6 +68,7 @@ pub(super) fn lower<'v>(
         Kind::Check => reader.check(),
         Kind::Sweep => reader.sweep(),
         Kind::Setting => reader.setting(),
+        Kind::Sysctl => reader.sysctl(),
     }?;
     requires.extend(owed_by);
     let owner =

@@ -49,6 +49,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Group(_)
             | Desired::Package(_)
             | Desired::Service(_)
+            | Desired::Sysctl(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
