@@ -168,6 +168,7 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::Check(_)
         | Desired::Sweep(_)
         | Desired::Setting(_)
-        | Desired::Sysctl(_) => None,
+        | Desired::Sysctl(_)
+        | Desired::KernelModule(_) => None,
     }
 }

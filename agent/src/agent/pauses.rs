@@ -155,6 +155,7 @@ impl Worker {
             | Desired::Service(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
+            | Desired::KernelModule(_)
             | Desired::Command(_)
             | Desired::Sweep(_) => None,
         });

@@ -55,7 +55,8 @@ impl Worker {
             | Desired::Check(_)
             | Desired::Sweep(_)
             | Desired::Setting(_)
-            | Desired::Sysctl(_) => Names::default(),
+            | Desired::Sysctl(_)
+            | Desired::KernelModule(_) => Names::default(),
         }
     }
 }
@@ -73,6 +74,7 @@ fn entry(resource: &Resource, names: Names) -> Option<Entry> {
         | Desired::Check(_)
         | Desired::Sweep(_)
         | Desired::Setting(_)
-        | Desired::Sysctl(_) => None,
+        | Desired::Sysctl(_)
+        | Desired::KernelModule(_) => None,
     }
 }

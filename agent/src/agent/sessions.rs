@@ -102,7 +102,7 @@ pub(super) fn complaint(what: &str, how: &How) -> Option<String> {
 
 pub(super) fn complaints(coverage: &Coverage) -> impl Iterator<Item = String> {
     // The kernel tells nobody of these: polling them is how they are watched.
-    let is_meant = |kind: Kind| matches!(kind, Kind::Sysctl);
+    let is_meant = |kind: Kind| matches!(kind, Kind::Sysctl | Kind::KernelModule);
     let complaints = coverage.complaints.iter().filter(move |c| !is_meant(c.interest.resource.kind));
     let paths = complaints.filter_map(|c| complaint(&c.interest.path.display().to_string(), &c.how));
     paths.chain(coverage.self_test.iter().map(|why| format!("the watches: {why}")))

@@ -281,7 +281,8 @@ impl<'a> Run<'a, '_> {
                         | Desired::Check(_)
                         | Desired::Sweep(_)
                         | Desired::Setting(_)
-                        | Desired::Sysctl(_) => self.step(resource, &sighting, drift),
+                        | Desired::Sysctl(_)
+                        | Desired::KernelModule(_) => self.step(resource, &sighting, drift),
                     },
                 }
             }
@@ -571,7 +572,8 @@ impl<'a> Run<'a, '_> {
             | Desired::Check(_)
             | Desired::Sweep(_)
             | Desired::Setting(_)
-            | Desired::Sysctl(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+            | Desired::Sysctl(_)
+            | Desired::KernelModule(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
     }
@@ -624,6 +626,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
         Observed::Package(_)
         | Observed::Service(_)
         | Observed::Sysctl(_)
+        | Observed::KernelModule(_)
         | Observed::Command(_)
         | Observed::Check(_)
         | Observed::Sweep(_) => false,

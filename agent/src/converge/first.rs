@@ -16,6 +16,7 @@ pub fn is_path(kind: Kind) -> bool {
         | Kind::Package
         | Kind::Service
         | Kind::Sysctl
+        | Kind::KernelModule
         | Kind::Command
         | Kind::Check
         | Kind::Sweep => false,

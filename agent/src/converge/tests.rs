@@ -6,6 +6,7 @@ mod debts;
 mod faults;
 mod labels;
 mod laws;
+mod modules;
 mod paths;
 mod runs;
 mod settings;

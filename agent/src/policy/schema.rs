@@ -416,6 +416,11 @@ const SETTING: &[Attribute] = &[
     attribute("mode", Shape::Text, "Permission bits: four octal digits, such as \"0644\". Default as they are."),
 ];
 
+const KERNEL_MODULE: &[Attribute] = &[attribute(
+    "state",
+    Shape::Word(&["loaded", "blocked"]),
+    "`loaded` now and at boot, or `blocked`: not loaded now, and modprobe is kept from loading it.",
+)];
 const SYSCTL: &[Attribute] = &[
     attribute("value", Shape::Scalar, "Its value; several numbers with a blank between them."),
     attribute("persist", Shape::Bool, "Whether the next boot is told, by a file in /etc/sysctl.d. Default true."),
@@ -427,7 +432,7 @@ const SYSCTL: &[Attribute] = &[
 ];
 
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] = &["repository", "kernel_module", "mount"];
+const LATER_KINDS: &[&str] = &["repository", "mount"];
 /// Attributes of the language that this version does not have.
 const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify"];
 
@@ -447,6 +452,7 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
             SETTING,
             "Keys or lines inside a file that something else owns, by absolute path or by any name with a `path`.",
         ),
+        Kind::KernelModule => (KERNEL_MODULE, "Kernel modules, by name; a dash is an underscore."),
         Kind::Sysctl => (SYSCTL, "Settings of the kernel, by name, such as \"net.ipv4.ip_forward\"."),
     }
 }

@@ -173,6 +173,26 @@ pub enum ApplyError {
         /// Its line, from 1.
         line: usize,
     },
+    /// A kernel module that cannot be what it should be.
+    #[error("cannot change the kernel module `{name}`: {why} (hint: {hint})")]
+    Module {
+        /// The module.
+        name: String,
+        /// Why.
+        why: String,
+        /// What a person can do about it.
+        hint: &'static str,
+    },
+    /// Something that somebody uses.
+    #[error("cannot {operation} `{what}`: blocked by {} (hint: stop what uses it; it is tried again)", by.join(", "))]
+    InUse {
+        /// The operation in words.
+        operation: &'static str,
+        /// What it was about.
+        what: String,
+        /// Who uses it.
+        by: Vec<String>,
+    },
     /// systemd knows no such unit.
     #[error("systemd has no unit `{unit}` (hint: require the package or file that brings it)")]
     NoSuchUnit {
@@ -242,6 +262,8 @@ impl ApplyError {
                 }
                 KernelError::NotRunning => "kernel: not running".to_owned(),
             },
+            Self::Module { hint, .. } => format!("kernel module: {hint}"),
+            Self::InUse { operation, .. } => format!("{operation}: in use"),
             Self::NoSuchSysctl { .. } => "sysctl: no such key".to_owned(),
             Self::Overridden { .. } => "sysctl: overridden by a later file".to_owned(),
             Self::NoSuchUnit { .. } => "systemd: no such unit".to_owned(),

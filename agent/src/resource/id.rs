@@ -25,6 +25,8 @@ pub enum Kind {
     Setting,
     /// A setting of the kernel.
     Sysctl,
+    /// A kernel module.
+    KernelModule,
     /// A program that is run when needed.
     Command,
     /// A program that only says whether all is well.
@@ -35,7 +37,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::File,
         Self::Directory,
         Self::Symlink,
@@ -45,6 +47,7 @@ impl Kind {
         Self::Service,
         Self::Setting,
         Self::Sysctl,
+        Self::KernelModule,
         Self::Command,
         Self::Check,
         Self::Sweep,
@@ -70,6 +73,7 @@ impl Kind {
             Self::Sweep => "sweep",
             Self::Setting => "setting",
             Self::Sysctl => "sysctl",
+            Self::KernelModule => "kernel_module",
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
-    directory, file, group, package, service, setting, sweep, symlink, sysctl, user,
+    directory, file, group, kernel_module, package, service, setting, sweep, symlink, sysctl, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -36,6 +36,7 @@ pub enum Observed {
     Service(Observation<service::Observed>),
     Setting(Observation<place::Observed>),
     Sysctl(Box<Observation<sysctl::Observed>>),
+    KernelModule(Box<Observation<kernel_module::Observed>>),
     Command(Observation<command::Observed>),
     Check(Observation<check::Observed>),
     Sweep(Observation<sweep::Observed>),
@@ -102,6 +103,9 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
         Desired::Sysctl(sysctl) => {
             sighting.observed = Observed::Sysctl(Box::new(sysctl::observe(host, snapshot, sysctl)));
         }
+        Desired::KernelModule(module) => {
+            sighting.observed = Observed::KernelModule(Box::new(kernel_module::observe(host, module)));
+        }
     }
     sighting
 }
@@ -139,6 +143,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Sweep(d), Observed::Sweep(o)) => sweep::diff(d, o),
         (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::diff(d, o),
+        (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::diff(d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -151,7 +156,8 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::Check(_)
             | Desired::Sweep(_)
             | Desired::Setting(_)
-            | Desired::Sysctl(_),
+            | Desired::Sysctl(_)
+            | Desired::KernelModule(_),
             _,
         ) => Verdict::Indeterminate("observed as another kind".to_owned()),
     }
@@ -184,6 +190,7 @@ pub fn apply(
         }),
         (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::apply(host, d, o),
+        (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::apply(host, d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -196,7 +203,8 @@ pub fn apply(
             | Desired::Check(_)
             | Desired::Sweep(_)
             | Desired::Setting(_)
-            | Desired::Sysctl(_),
+            | Desired::Sysctl(_)
+            | Desired::KernelModule(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
     }
@@ -262,6 +270,9 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         (Desired::Sysctl(d), Observed::Sysctl(observation)) => {
             return own_file(observation, |o| sysctl::replaced(d, o));
         }
+        (Desired::KernelModule(d), Observed::KernelModule(observation)) => {
+            return own_file(observation, |o| kernel_module::replaced(d, o));
+        }
         (Desired::User(_), Observed::User(observation)) => {
             return match observation.as_ref() {
                 Observation::Present(o) => {
@@ -314,6 +325,27 @@ pub struct Watched {
     pub unit: Option<UnitName>,
 }
 
+impl Desired {
+    /// Files that the resource writes although its name is not their path.
+    pub fn own_files(&self) -> Vec<AbsPath> {
+        match self {
+            Self::Sysctl(d) => vec![d.file().path],
+            Self::KernelModule(d) => d.files().map(|file| file.path).into(),
+            Self::File(_)
+            | Self::Directory(_)
+            | Self::Symlink(_)
+            | Self::User(_)
+            | Self::Group(_)
+            | Self::Package(_)
+            | Self::Service(_)
+            | Self::Setting(_)
+            | Self::Command(_)
+            | Self::Check(_)
+            | Self::Sweep(_) => Vec::new(),
+        }
+    }
+}
+
 impl Resource {
     /// Where drift of this resource shows. A user's keys are listed only when the policy names its home directory.
     pub fn watched(&self) -> Watched {
@@ -336,6 +368,7 @@ impl Resource {
             Desired::Check(_) | Desired::Sweep(_) => {}
             Desired::Setting(d) => watched.paths.push(d.path.clone()),
             Desired::Sysctl(d) => watched.paths.extend(sysctl::watched(d)),
+            Desired::KernelModule(d) => watched.paths.extend(kernel_module::watched(d)),
         }
         watched
     }

@@ -11,6 +11,7 @@ pub mod content;
 pub mod directory;
 pub mod file;
 pub mod group;
+pub mod kernel_module;
 pub mod package;
 pub mod place;
 pub mod program;
@@ -74,6 +75,8 @@ pub enum Desired {
     Setting(setting::Desired),
     /// A setting of the kernel.
     Sysctl(Box<sysctl::Desired>),
+    /// A kernel module.
+    KernelModule(Box<kernel_module::Desired>),
     /// A program that is run when needed.
     Command(Box<command::Desired>),
     /// A program that only says whether all is well.

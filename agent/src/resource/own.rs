@@ -11,7 +11,11 @@ use super::{
 use crate::host::root::Root;
 
 /// Where they are, by kind: a directory, and what their names begin with.
-const PLACES: [(Kind, &str, &str); 1] = [(Kind::Sysctl, "/etc/sysctl.d", "60-rekindle-")];
+const PLACES: [(Kind, &str, &str); 3] = [
+    (Kind::Sysctl, "/etc/sysctl.d", "60-rekindle-"),
+    (Kind::KernelModule, "/etc/modprobe.d", "60-rekindle-"),
+    (Kind::KernelModule, "/etc/modules-load.d", "60-rekindle-"),
+];
 const SUFFIX: &str = ".conf";
 /// More names than any of these directories holds.
 const MAX_NAMES: usize = 10_000;

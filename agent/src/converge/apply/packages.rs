@@ -162,7 +162,8 @@ impl Member<'_> {
                 | Desired::Check(_)
                 | Desired::Sweep(_)
                 | Desired::Setting(_)
-                | Desired::Sysctl(_),
+                | Desired::Sysctl(_)
+                | Desired::KernelModule(_),
                 _,
             ) => Ok(()),
         }

@@ -170,7 +170,13 @@ impl<'a, 'v> Graph<'a, 'v> {
                         graph.settings.entry(path).or_default().push(i);
                     }
                 }
-                Kind::User | Kind::Service | Kind::Sysctl | Kind::Command | Kind::Check | Kind::Sweep => {}
+                Kind::User
+                | Kind::Service
+                | Kind::Sysctl
+                | Kind::KernelModule
+                | Kind::Command
+                | Kind::Check
+                | Kind::Sweep => {}
             }
         }
         graph
@@ -234,6 +240,7 @@ pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
         | Kind::Package
         | Kind::Service
         | Kind::Sysctl
+        | Kind::KernelModule
         | Kind::Command
         | Kind::Check
         | Kind::Sweep => None,
@@ -315,6 +322,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Service
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::KernelModule
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -382,6 +390,7 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Service
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::KernelModule
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -398,17 +407,20 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
 /// Files that the agent writes for other kinds, and that nobody else may claim.
 fn own_files(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     for (i, declaration) in graph.active() {
-        let Some(Desired::Sysctl(sysctl)) = graph.lowered(i).map(|lowered| &lowered.desired) else { continue };
-        let path = sysctl.file().path.to_string();
-        let claim =
-            graph.paths.get(path.as_str()).copied().or_else(|| graph.settings.get(path.as_str())?.first().copied());
-        let Some(other) = claim.and_then(|other| graph.declaration(other)) else { continue };
-        out.push(
-            Diagnostic::error("conflict", format!("`{}` and `{}` claim the path `{path}`", declaration.id, other.id))
-                .at(other.name.clone(), "claimed here")
-                .also(declaration.name.clone(), "this resource writes the file")
-                .hint("remove one of the two"),
-        );
+        let Some(lowered) = graph.lowered(i) else { continue };
+        for path in lowered.desired.own_files() {
+            let path = path.to_string();
+            let claim =
+                graph.paths.get(path.as_str()).copied().or_else(|| graph.settings.get(path.as_str())?.first().copied());
+            let Some(other) = claim.and_then(|other| graph.declaration(other)) else { continue };
+            let title = format!("`{}` and `{}` claim the path `{path}`", declaration.id, other.id);
+            out.push(
+                Diagnostic::error("conflict", title)
+                    .at(other.name.clone(), "claimed here")
+                    .also(declaration.name.clone(), "this resource writes the file")
+                    .hint("remove one of the two"),
+            );
+        }
     }
 }
 
@@ -492,6 +504,7 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Package(_)
             | Desired::Service(_)
             | Desired::Sysctl(_)
+            | Desired::KernelModule(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
@@ -587,6 +600,7 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Symlink
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::KernelModule
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => {}

@@ -496,6 +496,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
         Kind::Setting if name.starts_with('/') => AbsPath::new(name).map(|path| path.shared()),
         Kind::Setting => label(name).map(Arc::from),
         Kind::Sysctl => crate::resource::sysctl::Key::new(name).map(|key| key.name().into()),
+        Kind::KernelModule => crate::resource::kernel_module::Name::new(name).map(|name| name.as_str().into()),
     };
     match checked {
         Ok(name) => Some(ResourceId::new(kind, name)),
@@ -508,6 +509,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
                 }
                 Kind::Setting => "the path of a file, or any name with a `path`",
                 Kind::Sysctl => "a name such as `net.ipv4.ip_forward`",
+                Kind::KernelModule => "the name of a kernel module, without `.ko`",
                 Kind::User | Kind::Group => "a name of lower-case letters, digits, `_`, `-` and `.`",
                 Kind::Package => "the name of a package",
                 Kind::Service => "the name of a systemd unit",

@@ -1,5 +1,6 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
+mod kernel_module;
 pub(super) mod setting;
 mod sysctl;
 
@@ -69,6 +70,7 @@ pub(super) fn lower<'v>(
         Kind::Sweep => reader.sweep(),
         Kind::Setting => reader.setting(),
         Kind::Sysctl => reader.sysctl(),
+        Kind::KernelModule => reader.kernel_module(),
     }?;
     requires.extend(owed_by);
     let owner =

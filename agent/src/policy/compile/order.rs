@@ -123,7 +123,7 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
         }
         Desired::Symlink(_) => path(graph, i, None, builder),
         Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
-        Desired::Sysctl(_) => {}
+        Desired::Sysctl(_) | Desired::KernelModule(_) => {}
         Desired::User(user) => {
             if let Ensure::Present(spec) = &user.ensure {
                 user_groups(graph, i, user.name.as_str(), spec, builder);
@@ -190,6 +190,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
             | Desired::Package(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
+            | Desired::KernelModule(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_),

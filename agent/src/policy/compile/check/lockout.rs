@@ -50,6 +50,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Package(_)
             | Desired::Service(_)
             | Desired::Sysctl(_)
+            | Desired::KernelModule(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
