@@ -169,6 +169,7 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::Sweep(_)
         | Desired::Setting(_)
         | Desired::Sysctl(_)
-        | Desired::KernelModule(_) => None,
+        | Desired::KernelModule(_)
+        | Desired::Mount(_) => None,
     }
 }

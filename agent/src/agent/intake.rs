@@ -1,5 +1,7 @@
 //! What comes in: the policy in force, and what the courier wrote. Every byte of it is hostile until checked.
 
+use std::path::Path;
+
 use jiff::Timestamp;
 use tracing::{info, warn};
 
@@ -13,7 +15,7 @@ use crate::policy::compile::Inputs;
 use crate::policy::facts::HostView;
 use crate::resource::{Desired, Resource, ResourceId, UnitName, chain};
 use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
-use crate::watch::{Interest, SharedPath};
+use crate::watch::{Interest, MOUNTS, SharedPath};
 
 impl Worker {
     /// Puts the recorded revision in force again.
@@ -99,6 +101,9 @@ impl Worker {
                 for path in &accounts {
                     watch(path.clone(), &resource.id);
                 }
+            }
+            if watched.mounts {
+                watch(Path::new(MOUNTS).into(), &resource.id);
             }
             if watched.packages {
                 for path in &databases {

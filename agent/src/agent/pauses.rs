@@ -156,6 +156,7 @@ impl Worker {
             | Desired::Setting(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
+            | Desired::Mount(_)
             | Desired::Command(_)
             | Desired::Sweep(_) => None,
         });

@@ -56,7 +56,8 @@ impl Worker {
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
-            | Desired::KernelModule(_) => Names::default(),
+            | Desired::KernelModule(_)
+            | Desired::Mount(_) => Names::default(),
         }
     }
 }
@@ -75,6 +76,7 @@ fn entry(resource: &Resource, names: Names) -> Option<Entry> {
         | Desired::Sweep(_)
         | Desired::Setting(_)
         | Desired::Sysctl(_)
-        | Desired::KernelModule(_) => None,
+        | Desired::KernelModule(_)
+        | Desired::Mount(_) => None,
     }
 }

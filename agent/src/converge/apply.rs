@@ -282,7 +282,8 @@ impl<'a> Run<'a, '_> {
                         | Desired::Sweep(_)
                         | Desired::Setting(_)
                         | Desired::Sysctl(_)
-                        | Desired::KernelModule(_) => self.step(resource, &sighting, drift),
+                        | Desired::KernelModule(_)
+                        | Desired::Mount(_) => self.step(resource, &sighting, drift),
                     },
                 }
             }
@@ -573,7 +574,8 @@ impl<'a> Run<'a, '_> {
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
-            | Desired::KernelModule(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+            | Desired::KernelModule(_)
+            | Desired::Mount(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
     }
@@ -627,6 +629,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
         | Observed::Service(_)
         | Observed::Sysctl(_)
         | Observed::KernelModule(_)
+        | Observed::Mount(_)
         | Observed::Command(_)
         | Observed::Check(_)
         | Observed::Sweep(_) => false,

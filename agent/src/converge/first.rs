@@ -17,6 +17,7 @@ pub fn is_path(kind: Kind) -> bool {
         | Kind::Service
         | Kind::Sysctl
         | Kind::KernelModule
+        | Kind::Mount
         | Kind::Command
         | Kind::Check
         | Kind::Sweep => false,

@@ -7,6 +7,7 @@ mod faults;
 mod labels;
 mod laws;
 mod modules;
+mod mounts;
 mod paths;
 mod runs;
 mod settings;

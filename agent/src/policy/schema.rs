@@ -421,6 +421,16 @@ const KERNEL_MODULE: &[Attribute] = &[attribute(
     Shape::Word(&["loaded", "blocked"]),
     "`loaded` now and at boot, or `blocked`: not loaded now, and modprobe is kept from loading it.",
 )];
+const MOUNT: &[Attribute] = &[
+    attribute(
+        "state",
+        Shape::Word(&["mounted", "unmounted", "absent"]),
+        "`mounted` now and at boot, `unmounted` now, or `absent`: not mounted now, and not in /etc/fstab. Default `mounted`.",
+    ),
+    attribute("options", Shape::Texts, "Mount options: at least these, now and in /etc/fstab."),
+    attribute("source", Shape::Text, "What is mounted, as /etc/fstab writes it. Default as it is."),
+    attribute("fstype", Shape::Text, "File system type. Default as it is."),
+];
 const SYSCTL: &[Attribute] = &[
     attribute("value", Shape::Scalar, "Its value; several numbers with a blank between them."),
     attribute("persist", Shape::Bool, "Whether the next boot is told, by a file in /etc/sysctl.d. Default true."),
@@ -432,7 +442,7 @@ const SYSCTL: &[Attribute] = &[
 ];
 
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] = &["repository", "mount"];
+const LATER_KINDS: &[&str] = &["repository"];
 /// Attributes of the language that this version does not have.
 const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify"];
 
@@ -453,6 +463,7 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
             "Keys or lines inside a file that something else owns, by absolute path or by any name with a `path`.",
         ),
         Kind::KernelModule => (KERNEL_MODULE, "Kernel modules, by name; a dash is an underscore."),
+        Kind::Mount => (MOUNT, "Mounts, by absolute path of the mount point."),
         Kind::Sysctl => (SYSCTL, "Settings of the kernel, by name, such as \"net.ipv4.ip_forward\"."),
     }
 }

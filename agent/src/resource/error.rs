@@ -183,6 +183,16 @@ pub enum ApplyError {
         /// What a person can do about it.
         hint: &'static str,
     },
+    /// Something that cannot be mounted as it should be.
+    #[error("cannot mount `{path}` as declared: {why} (hint: {hint})")]
+    Mount {
+        /// The mount point.
+        path: AbsPath,
+        /// Why.
+        why: String,
+        /// What a person can do about it.
+        hint: &'static str,
+    },
     /// Something that somebody uses.
     #[error("cannot {operation} `{what}`: blocked by {} (hint: stop what uses it; it is tried again)", by.join(", "))]
     InUse {
@@ -262,6 +272,7 @@ impl ApplyError {
                 }
                 KernelError::NotRunning => "kernel: not running".to_owned(),
             },
+            Self::Mount { hint, .. } => format!("mount: {hint}"),
             Self::Module { hint, .. } => format!("kernel module: {hint}"),
             Self::InUse { operation, .. } => format!("{operation}: in use"),
             Self::NoSuchSysctl { .. } => "sysctl: no such key".to_owned(),

@@ -27,6 +27,8 @@ pub enum Kind {
     Sysctl,
     /// A kernel module.
     KernelModule,
+    /// Something that is mounted.
+    Mount,
     /// A program that is run when needed.
     Command,
     /// A program that only says whether all is well.
@@ -37,7 +39,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::File,
         Self::Directory,
         Self::Symlink,
@@ -48,6 +50,7 @@ impl Kind {
         Self::Setting,
         Self::Sysctl,
         Self::KernelModule,
+        Self::Mount,
         Self::Command,
         Self::Check,
         Self::Sweep,
@@ -74,6 +77,7 @@ impl Kind {
             Self::Setting => "setting",
             Self::Sysctl => "sysctl",
             Self::KernelModule => "kernel_module",
+            Self::Mount => "mount",
         }
     }
 }

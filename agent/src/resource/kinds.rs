@@ -5,7 +5,7 @@
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
-    directory, file, group, kernel_module, package, service, setting, sweep, symlink, sysctl, user,
+    directory, file, group, kernel_module, mount, package, service, setting, sweep, symlink, sysctl, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -37,6 +37,7 @@ pub enum Observed {
     Setting(Observation<place::Observed>),
     Sysctl(Box<Observation<sysctl::Observed>>),
     KernelModule(Box<Observation<kernel_module::Observed>>),
+    Mount(Box<Observation<mount::Observed>>),
     Command(Observation<command::Observed>),
     Check(Observation<check::Observed>),
     Sweep(Observation<sweep::Observed>),
@@ -106,6 +107,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
         Desired::KernelModule(module) => {
             sighting.observed = Observed::KernelModule(Box::new(kernel_module::observe(host, module)));
         }
+        Desired::Mount(mount) => sighting.observed = Observed::Mount(Box::new(mount::observe(host, mount))),
     }
     sighting
 }
@@ -144,6 +146,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::diff(d, o),
         (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::diff(d, o),
+        (Desired::Mount(d), Observed::Mount(o)) => mount::diff(d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -157,7 +160,8 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
-            | Desired::KernelModule(_),
+            | Desired::KernelModule(_)
+            | Desired::Mount(_),
             _,
         ) => Verdict::Indeterminate("observed as another kind".to_owned()),
     }
@@ -191,6 +195,7 @@ pub fn apply(
         (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::apply(host, d, o),
         (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::apply(host, d, o),
+        (Desired::Mount(d), Observed::Mount(o)) => mount::apply(host, d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -204,7 +209,8 @@ pub fn apply(
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
-            | Desired::KernelModule(_),
+            | Desired::KernelModule(_)
+            | Desired::Mount(_),
             _,
         ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
     }
@@ -273,6 +279,9 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         (Desired::KernelModule(d), Observed::KernelModule(observation)) => {
             return own_file(observation, |o| kernel_module::replaced(d, o));
         }
+        (Desired::Mount(d), Observed::Mount(observation)) => {
+            return own_file(observation, |o| mount::replaced(d, o));
+        }
         (Desired::User(_), Observed::User(observation)) => {
             return match observation.as_ref() {
                 Observation::Present(o) => {
@@ -319,6 +328,8 @@ pub struct Watched {
     pub entries: Vec<AbsPath>,
     /// Whether the account databases matter.
     pub accounts: bool,
+    /// Whether the kernel's table of mounts matters.
+    pub mounts: bool,
     /// Whether the package database matters.
     pub packages: bool,
     /// The unit whose state matters.
@@ -339,6 +350,7 @@ impl Desired {
             | Self::Package(_)
             | Self::Service(_)
             | Self::Setting(_)
+            | Self::Mount(_)
             | Self::Command(_)
             | Self::Check(_)
             | Self::Sweep(_) => Vec::new(),
@@ -369,6 +381,10 @@ impl Resource {
             Desired::Setting(d) => watched.paths.push(d.path.clone()),
             Desired::Sysctl(d) => watched.paths.extend(sysctl::watched(d)),
             Desired::KernelModule(d) => watched.paths.extend(kernel_module::watched(d)),
+            Desired::Mount(_) => {
+                watched.mounts = true;
+                watched.paths.push(mount::table());
+            }
         }
         watched
     }

@@ -12,6 +12,7 @@ pub mod directory;
 pub mod file;
 pub mod group;
 pub mod kernel_module;
+pub mod mount;
 pub mod package;
 pub mod place;
 pub mod program;
@@ -27,6 +28,7 @@ mod becomes;
 mod error;
 mod id;
 mod kinds;
+mod lines;
 mod names;
 mod own;
 mod snapshot;
@@ -77,6 +79,8 @@ pub enum Desired {
     Sysctl(Box<sysctl::Desired>),
     /// A kernel module.
     KernelModule(Box<kernel_module::Desired>),
+    /// Something that is mounted.
+    Mount(Box<mount::Desired>),
     /// A program that is run when needed.
     Command(Box<command::Desired>),
     /// A program that only says whether all is well.

@@ -21,7 +21,6 @@ pub mod equals;
 pub mod ini;
 mod keyed;
 pub mod line;
-mod lines;
 pub mod space;
 pub mod ssh;
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub struct Interest {
     pub resource: ResourceId,
 }
 
+/// Interest in this path is interest in what is mounted, wherever it is: the kernel tells of every change.
+pub const MOUNTS: &str = "/proc/self/mountinfo";
+
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
@@ -250,14 +253,19 @@ struct Interests {
     wanted: Vec<Interest>,
     /// Those that there can be no way to.
     refused: Vec<Interest>,
+    /// Whom mounts concern.
+    of_mounts: BTreeSet<ResourceId>,
 }
 
 impl Interests {
     fn new(interests: Vec<Interest>) -> Self {
+        let (of_mounts, interests): (Vec<_>, Vec<_>) =
+            interests.into_iter().partition(|interest| interest.path.is(MOUNTS));
         let (mut wanted, refused): (Vec<_>, _) =
             interests.into_iter().partition(|interest| walk::is_way(&interest.path));
         targets::sort(&mut wanted);
-        Self { wanted, refused }
+        let of_mounts = of_mounts.into_iter().map(|interest| interest.resource).collect();
+        Self { wanted, refused, of_mounts }
     }
 }
 

@@ -56,6 +56,7 @@ pub(super) fn run(
         let mut backlog = Backlog::None;
         // Before the commands, whose answers come after what was to be done before them.
         if ready.mounts {
+            tree.mounts_changed(sink);
             tree.refresh();
         }
         if ready.wake {

@@ -78,6 +78,8 @@ pub(super) struct Tree {
     watches: HashMap<Wd, Watch>,
     rounds: Rounds,
     refused: Vec<Interest>,
+    /// Whom mounts concern.
+    of_mounts: BTreeSet<ResourceId>,
     next_id: SpineId,
     n_events: u64,
     n_overflows: u64,
@@ -96,6 +98,7 @@ impl Tree {
             watches: HashMap::new(),
             rounds: Rounds::default(),
             refused: Vec::new(),
+            of_mounts: BTreeSet::new(),
             next_id: 0,
             n_events: 0,
             n_overflows: 0,
@@ -109,8 +112,9 @@ impl Tree {
     /// Makes this the whole of what is watched. What is in both the old and the new set stays armed throughout. When the ticket
     /// has come every way is armed; the names are looked at after that.
     pub(super) fn set_interests(&mut self, interests: Interests) -> Ticket {
-        let Interests { wanted, refused } = interests;
+        let Interests { wanted, refused, of_mounts } = interests;
         self.refused = refused;
+        self.of_mounts = of_mounts;
         let mut kept = HashSet::new();
         let mut wanted = wanted.into_iter().peekable();
         while let Some(first) = wanted.next() {
@@ -302,6 +306,13 @@ impl Tree {
         }
         if !look.is_empty() {
             sink.hint(Hint::Look(look));
+        }
+    }
+
+    /// Hints whom mounts concern: something was mounted, unmounted or mounted in another way.
+    pub(super) fn mounts_changed(&self, sink: &mut dyn Sink) {
+        if !self.of_mounts.is_empty() {
+            sink.hint(Hint::Look(self.of_mounts.clone()));
         }
     }
 

@@ -58,6 +58,12 @@ fn automatic_edges() {
          [directory.'/etc/nginx']\n[user.app]\n",
         &["package[nginx]", "directory[/etc/nginx]", "user[app]", "setting[port]"],
     );
+    // What is in a mount comes after it, and so do a home, and the directory that is mounted there.
+    check_order(
+        "[file.'/srv/data/x']\ncontent = ''\n[directory.'/srv/data']\n[user.app]\nhome = '/srv/data/app'\n\
+         [mount.'/srv/data']\n[directory.'/srv']\n",
+        &["directory[/srv]", "mount[/srv/data]", "directory[/srv/data]", "file[/srv/data/x]", "user[app]"],
+    );
     // They yield to an explicit requirement.
     check_order(
         "[service.nginx]\nstate = 'running'\n[package.nginx]\nrequires = ['service[nginx]']\n",

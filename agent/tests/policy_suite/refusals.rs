@@ -511,3 +511,68 @@ fn sweeps() {
         ],
     );
 }
+
+#[test]
+fn kernel() {
+    check(
+        "kernel",
+        Some(&host()),
+        &[
+            (
+                "[sysctl]\n'net.ipv4.ip_forward' = { value = 0 }\n'net.ipv4.tcp_rmem' = { value = '1 2 3', persist = false }\n",
+                &[],
+            ),
+            (
+                "[sysctl]\n'net.ipv4.ip_forward' = { value = 0 }\n'net/ipv4/ip_forward' = { value = 1 }\n",
+                &["duplicate"],
+            ),
+            (
+                "[sysctl]\n'net.ipv4.conf.*.rp_filter' = { value = 1 }\nkernel = { value = 1 }\n'../x' = { value = 1 }\n",
+                &["name", "name", "name"],
+            ),
+            (
+                "[sysctl]\n'kernel.a' = {}\n'kernel.b' = { value = true }\n'kernel.c' = { value = '' }\n'kernel.d' = 0\n",
+                &["type", "type", "missing-key", "value"],
+            ),
+            ("[sysctl]\n'kernel.a' = { value = 1, ignore_missing = true, persist = false }\n", &["no-effect"]),
+            (
+                "[sysctl]\n'kernel.a' = { value = 1 }\n[file.'/etc/sysctl.d/60-rekindle-kernel.a.conf']\ncontent = ''\n",
+                &["conflict"],
+            ),
+            ("[kernel_module]\nusb-storage = { state = 'blocked' }\nnf_conntrack = { state = 'loaded' }\n", &[]),
+            (
+                "[kernel_module]\nusb-storage = { state = 'blocked' }\nusb_storage = { state = 'loaded' }\n",
+                &["duplicate"],
+            ),
+            (
+                "[kernel_module]\na = {}\nb = { state = 'absent' }\n'c.ko' = { state = 'loaded' }\n",
+                &["unknown-value", "name", "missing-key"],
+            ),
+            (
+                "[kernel_module.a]\nstate = 'blocked'\n[file.'/etc/modprobe.d/60-rekindle-a.conf']\ncontent = ''\n",
+                &["conflict"],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn mounts() {
+    check(
+        "mounts",
+        Some(&host()),
+        &[
+            ("[mount.'/tmp']\noptions = ['nodev', 'nosuid', 'noexec']\n", &[]),
+            ("[mount.'/srv']\nsource = 'UUID=1'\nfstype = 'ext4'\n[directory.'/srv']\n", &[]),
+            ("[mount.'/tmp']\noptions = ['nodev', 'dev']\n", &["contradiction"]),
+            ("[mount.'/tmp']\noptions = ['nodev,nosuid', '', 'remount']\n", &["value", "value", "value"]),
+            ("[mount.'/tmp']\nsource = '-x'\nfstype = 'a b'\n", &["value", "value"]),
+            ("[mount.tmp]\n[mount.'/a/']\n", &["path", "path"]),
+            ("[mount.'/usr']\nstate = 'absent'\n[mount.'/']\nstate = 'unmounted'\n", &["protected", "protected"]),
+            ("[mount.'/srv']\nstate = 'unmounted'\noptions = ['nodev']\n", &["absent"]),
+            ("[mount.'/srv']\nstate = 'absent'\noptions = ['nodev']\n", &["absent"]),
+            ("[mount.'/srv']\n[file.'/etc/fstab']\ncontent = ''\n", &["conflict"]),
+            ("[mount.'/srv']\n[symlink.'/srv']\ntarget = 'x'\n", &["conflict"]),
+        ],
+    );
+}

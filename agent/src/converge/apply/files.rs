@@ -81,7 +81,8 @@ impl<'a> Run<'a, '_> {
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
-            | Desired::KernelModule(_) => return None,
+            | Desired::KernelModule(_)
+            | Desired::Mount(_) => return None,
         };
         let Ensure::Present(spec) = &file.ensure else { return None };
         // With the same view of the accounts as the rest of the run. Whoever cannot be told now is told of there.

@@ -163,7 +163,8 @@ impl Member<'_> {
                 | Desired::Sweep(_)
                 | Desired::Setting(_)
                 | Desired::Sysctl(_)
-                | Desired::KernelModule(_),
+                | Desired::KernelModule(_)
+                | Desired::Mount(_),
                 _,
             ) => Ok(()),
         }

@@ -135,6 +135,8 @@ pub(super) struct Graph<'a, 'v> {
     packages: HashMap<&'a str, usize>,
     /// Settings by the file that they edit.
     settings: HashMap<&'a str, Vec<usize>>,
+    /// Mounts by mount point.
+    mounts: HashMap<&'a str, usize>,
     gids: HashMap<u32, usize>,
 }
 
@@ -148,6 +150,7 @@ impl<'a, 'v> Graph<'a, 'v> {
             paths: HashMap::new(),
             packages: HashMap::new(),
             settings: HashMap::new(),
+            mounts: HashMap::new(),
             gids: HashMap::new(),
         };
         for (i, declaration) in loaded.active.iter().enumerate() {
@@ -169,6 +172,9 @@ impl<'a, 'v> Graph<'a, 'v> {
                     if let Some(path) = path_of(declaration) {
                         graph.settings.entry(path).or_default().push(i);
                     }
+                }
+                Kind::Mount => {
+                    graph.mounts.entry(&id.name).or_insert(i);
                 }
                 Kind::User
                 | Kind::Service
@@ -225,6 +231,15 @@ impl<'a, 'v> Graph<'a, 'v> {
         ancestors(path).find_map(|above| self.paths.get(above).copied())
     }
 
+    /// The nearest declared mount at or above a path that is to be mounted.
+    pub(super) fn mount_of(&self, path: &str) -> Option<usize> {
+        let nearest = std::iter::once(path).chain(ancestors(path)).find_map(|above| self.mounts.get(above).copied());
+        nearest.filter(|mount| {
+            let state = self.declaration(*mount).and_then(|declaration| declaration.fields.text("state"));
+            state.is_none_or(|state| state.text == "mounted")
+        })
+    }
+
     fn active(&self) -> impl Iterator<Item = (usize, &'a Declaration<'v>)> {
         self.loaded.active.iter().enumerate()
     }
@@ -239,6 +254,7 @@ pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
         | Kind::Group
         | Kind::Package
         | Kind::Service
+        | Kind::Mount
         | Kind::Sysctl
         | Kind::KernelModule
         | Kind::Command
@@ -270,6 +286,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     paths(graph, out);
     settings::check(graph, out);
     own_files(graph, out);
+    mounts(graph, out);
     references(graph, out);
     accounts(graph, out);
     protected(graph, out);
@@ -323,6 +340,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Setting
             | Kind::Sysctl
             | Kind::KernelModule
+            | Kind::Mount
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -391,6 +409,7 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Setting
             | Kind::Sysctl
             | Kind::KernelModule
+            | Kind::Mount
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => continue,
@@ -400,6 +419,30 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                 .at(declaration.name.clone(), "")
                 .also(other.name.clone(), format!("this {what}"))
                 .hint(hint),
+        );
+    }
+}
+
+/// A mount point is a directory, and /etc/fstab is edited line by line.
+fn mounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    let first = graph.active().find(|(_, declaration)| declaration.id.kind == Kind::Mount);
+    let table = graph.paths.get("/etc/fstab").copied().or_else(|| graph.settings.get("/etc/fstab")?.first().copied());
+    if let (Some((_, mount)), Some(table)) = (first, table.and_then(|table| graph.declaration(table))) {
+        out.push(
+            Diagnostic::error("conflict", format!("`{}` and `{}` both write /etc/fstab", table.id, mount.id))
+                .at(table.name.clone(), "")
+                .also(mount.name.clone(), "this edits its own line")
+                .hint("declare every mount in the one way or in the other"),
+        );
+    }
+    for (_, declaration) in graph.active().filter(|(_, declaration)| declaration.id.kind == Kind::Mount) {
+        let other = graph.paths.get(&*declaration.id.name).and_then(|other| graph.declaration(*other));
+        let Some(other) = other.filter(|other| other.id.kind != Kind::Directory) else { continue };
+        out.push(
+            Diagnostic::error("conflict", format!("two resources claim the path `{}`", declaration.id.name))
+                .at(declaration.name.clone(), "a mount point is a directory")
+                .also(other.name.clone(), format!("`{}` is declared here", other.id))
+                .hint("remove one of the two"),
         );
     }
 }
@@ -505,6 +548,7 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Service(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
+            | Desired::Mount(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
@@ -601,6 +645,7 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Setting
             | Kind::Sysctl
             | Kind::KernelModule
+            | Kind::Mount
             | Kind::Command
             | Kind::Check
             | Kind::Sweep => {}

@@ -487,7 +487,7 @@ fn read_policy(fields: &Fields<'_>, loaded: &mut Loaded<'_>, out: &mut Diagnosti
 /// Checks a resource's name and brings it to its one spelling.
 pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagnostics) -> Option<ResourceId> {
     let checked = match kind {
-        Kind::File | Kind::Directory | Kind::Symlink => AbsPath::new(name).map(|path| path.shared()),
+        Kind::File | Kind::Directory | Kind::Symlink | Kind::Mount => AbsPath::new(name).map(|path| path.shared()),
         Kind::User => UserName::new(name).map(|name| name.as_str().into()),
         Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
         Kind::Package => PackageName::new(name).map(|name| name.as_str().into()),
@@ -501,10 +501,11 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
     match checked {
         Ok(name) => Some(ResourceId::new(kind, name)),
         Err(error) => {
-            let is_path = matches!(kind, Kind::File | Kind::Directory | Kind::Symlink) || name.starts_with('/');
+            let is_path =
+                matches!(kind, Kind::File | Kind::Directory | Kind::Symlink | Kind::Mount) || name.starts_with('/');
             let what = if is_path { "path" } else { "name" };
             let expected = match kind {
-                Kind::File | Kind::Directory | Kind::Symlink => {
+                Kind::File | Kind::Directory | Kind::Symlink | Kind::Mount => {
                     "an absolute path without `.`, `..` or a trailing slash"
                 }
                 Kind::Setting => "the path of a file, or any name with a `path`",

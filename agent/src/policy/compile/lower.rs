@@ -1,6 +1,7 @@
 //! One declaration to one desired state: what each attribute means, by itself. How resources fit together is [`super::check`].
 
 mod kernel_module;
+mod mount;
 pub(super) mod setting;
 mod sysctl;
 
@@ -71,6 +72,7 @@ pub(super) fn lower<'v>(
         Kind::Setting => reader.setting(),
         Kind::Sysctl => reader.sysctl(),
         Kind::KernelModule => reader.kernel_module(),
+        Kind::Mount => reader.mount(),
     }?;
     requires.extend(owed_by);
     let owner =

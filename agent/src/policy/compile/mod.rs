@@ -18,6 +18,7 @@
 //!
 //! - a path: its nearest declared ancestor directory, its owner, its group, and a declared package whose own directory it is
 //!   in (`/etc/NAME`, `/etc/default/NAME`, `/usr/share/NAME`, `/usr/lib/NAME`, `/var/lib/NAME`, `/var/log/NAME`, `/opt/NAME`)
+//! - a path and a user's home: the declared mount that they are in; a mount: the declared mount and directory that it is below
 //! - a user: its declared groups
 //! - a service: the package of its name, and everything that restarts or reloads it
 //! - a command: what it is owed by, the declared files that its program and its guards are, the user that it runs as; a check

@@ -124,9 +124,20 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
         Desired::Symlink(_) => path(graph, i, None, builder),
         Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
         Desired::Sysctl(_) | Desired::KernelModule(_) => {}
+        Desired::Mount(_) => {
+            let Some(declaration) = graph.declaration(i) else { return };
+            let name = &*declaration.id.name;
+            if let Some(parent) = graph.nearest_ancestor(name).filter(|parent| !graph.is_absent(*parent)) {
+                builder.automatic(i, Some(parent), "the mount point is below it");
+            }
+            let above = name.rsplit_once('/').map(|(above, _)| if above.is_empty() { "/" } else { above });
+            builder.automatic(i, above.and_then(|above| graph.mount_of(above)), "it is mounted below that mount");
+        }
         Desired::User(user) => {
             if let Ensure::Present(spec) = &user.ensure {
                 user_groups(graph, i, user.name.as_str(), spec, builder);
+                let home = spec.home.as_ref().map(ToString::to_string);
+                builder.automatic(i, home.and_then(|home| graph.mount_of(&home)), "the home is in the mount");
             }
         }
         Desired::Group(group) => {
@@ -191,6 +202,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
             | Desired::Setting(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
+            | Desired::Mount(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_),
@@ -211,6 +223,8 @@ fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<&Ownership>, builder: &m
             builder.automatic(i, Some(parent), "the directory is above it");
         }
     }
+    // What is declared below a mount point, or at it, is what is mounted there.
+    builder.automatic(i, graph.mount_of(name), "it is in the mount");
     let Some(Ownership { owner, group, .. }) = owners else { return };
     owned_by(graph, i, Some(owner), Some(group), builder);
     for prefix in PACKAGE_PARENTS {

@@ -1,9 +1,9 @@
 //! `block`: lines between two marks, `# BEGIN rekindle: NAME` and `# END rekindle: NAME`, with nothing else between them. A
 //! missing block is added at the end; one without lines is removed, marks and all.
 
-use super::lines::Lines;
 use super::{EditError, Edited};
 use crate::resource::Change;
+use crate::resource::lines::Lines;
 use crate::resource::text::content_change;
 
 /// Makes the block of this name hold exactly these lines. `comment` is what a comment of the file begins with.

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::keyed::{self, Syntax, Wins};
-use super::lines::{Lines, indentation, spliced, trim, trimmed_range};
 use super::space::whole;
 use super::{EditError, Edited, Entry};
+use crate::resource::lines::{Lines, indentation, spliced, trim, trimmed_range};
 
 /// Puts every key to its values, and removes those without.
 ///

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::equals::value_of;
 use super::keyed::{self, Scope, Syntax, Wins};
-use super::lines::{Lines, indentation, spliced, trim};
 use super::{EditError, Edited, Entry};
+use crate::resource::lines::{Lines, indentation, spliced, trim};
 
 /// Puts every key of every section to its values, and removes those without.
 ///

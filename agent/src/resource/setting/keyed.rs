@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::lines::Lines;
 use super::{EditError, shown};
 use crate::resource::Change;
+use crate::resource::lines::Lines;
 
 /// Which of several values of one key a reader of the format takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 
 use std::collections::HashSet;
 
-use super::lines::Lines;
 use super::{Edited, shown};
 use crate::resource::Change;
+use crate::resource::lines::Lines;
 
 /// Adds what is missing of `present`, in that order, and removes every line that is in `absent`.
 pub fn edit(content: &[u8], present: &[String], absent: &[String]) -> Edited {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::keyed::{self, Scope, Syntax, Wins};
-use super::lines::{Lines, indentation, spliced, trim, trimmed_range};
 use super::{EditError, Edited, Entry};
+use crate::resource::lines::{Lines, indentation, spliced, trim, trimmed_range};
 
 /// Puts every key to its values, and removes those without.
 ///

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use super::keyed::{self, Scope, Syntax, Wins};
-use super::lines::{Lines, indentation, trim};
 use super::space::{separator, with_value};
 use super::{EditError, Edited, Entry};
+use crate::resource::lines::{Lines, indentation, trim};
 
 /// Puts every keyword to its values, and removes those without.
 ///

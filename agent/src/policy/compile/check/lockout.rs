@@ -51,6 +51,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Service(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
+            | Desired::Mount(_)
             | Desired::Command(_)
             | Desired::Check(_)
             | Desired::Sweep(_) => {}
