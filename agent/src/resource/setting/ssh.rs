@@ -125,8 +125,10 @@ impl Syntax for Ssh {
         arguments(found) == arguments(wanted.as_bytes())
     }
 
+    /// A comment that stood where the value comes is kept apart from it: right after it, it would be a part of it.
     fn rewritten(&self, body: &[u8], value: Range<usize>, wanted: &str) -> Option<Vec<u8>> {
-        Some(with_value(body, value, wanted))
+        let wanted = if body.get(value.end) == Some(&b'#') { format!("{wanted} ") } else { wanted.to_owned() };
+        Some(with_value(body, value, &wanted))
     }
 
     fn fresh(&self, like: Option<&[u8]>, key: &str, wanted: &str) -> Vec<u8> {

@@ -82,6 +82,7 @@ fn ssh_edits_what_holds_for_everybody() {
     }
     root("permitrootlogin \"no\" # really\n", "permitrootlogin \"no\" # really\n", &[]);
     root("PermitRootLogin=yes # hm\n", "PermitRootLogin=no # hm\n", &["PermitRootLogin: yes → no"]);
+    root("PermitRootLogin=#yes\n", "PermitRootLogin=no #yes\n", &["PermitRootLogin:  → no"]);
     root("PermitRootLogin = yes\n", "PermitRootLogin = no\n", &["PermitRootLogin: yes → no"]);
     // The first counts.
     root(
