@@ -1,7 +1,7 @@
-# Boots a machine: boot NAME LOWER UPPER WORK ROOT. Runs in mount and process-id namespaces of its own, so that the overlay
+# Boots a machine: boot NAME NETWORK LOWER UPPER WORK ROOT, where NETWORK is empty or an option of systemd-nspawn. Runs in mount and process-id namespaces of its own, so that the overlay
 # and everything in the machine vanish with it.
 set -eu
-name=$1 lower=$2 upper=$3 work=$4 root=$5
+name=$1 network=$2 lower=$3 upper=$4 work=$5 root=$6
 
 # A control group of its own in the hierarchies that systemd uses: with a shared one, the managers of two machines would
 # kill each other's services.
@@ -20,4 +20,4 @@ done < /proc/self/cgroup
 mount -t overlay rekindle -o "lowerdir=$lower,upperdir=$upper,workdir=$work,redirect_dir=on" "$root"
 # Without its filter of system calls, which a host has not: it refuses fanotify.
 exec env SYSTEMD_SECCOMP=0 systemd-nspawn --boot --quiet --directory="$root" --machine="$name" --register=no --keep-unit \
-    --resolv-conf=off --timezone=off --link-journal=no --console=pipe < /dev/null
+    --resolv-conf=off ${network:+"$network"} --timezone=off --link-journal=no --console=pipe < /dev/null

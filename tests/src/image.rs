@@ -25,6 +25,9 @@ const PACKAGES: &[&str] = &[
     "systemd-sysv",
 ];
 
+/// What the shipped policies install beyond that.
+const SERVERS: &[&str] = &["logrotate", "nginx", "openssh-server"];
+
 /// Timers and consoles that would only disturb measurements.
 const MASKED: &[&str] = &[
     "apt-daily.timer",
@@ -67,6 +70,30 @@ impl BaseImage {
         Ok(Self { path })
     }
 
+    /// Debian's own packages of the servers that the shipped policies install, with all that they need; fetched once.
+    pub fn server_packages() -> Result<Vec<PathBuf>> {
+        let mut hasher = DefaultHasher::new();
+        (RECIPE, SERVERS).hash(&mut hasher);
+        let path = cache_dir()?.join(format!("servers-{:016x}", hasher.finish()));
+        let _lock = lock("servers")?;
+        if !path.exists() {
+            let partial = emptied(path.with_extension("partial"))?;
+            Invocation::new("debootstrap")
+                .args(["--variant=minbase", "--download-only"])
+                .arg(format!("--include={}", SERVERS.join(",")))
+                .arg("bookworm")
+                .arg(&partial)
+                .ok()
+                .context("cannot fetch the packages that the shipped policies install")?;
+            std::fs::rename(partial.join("var/cache/apt/archives"), &path)
+                .with_context(|| format!("cannot move the packages to `{}`", path.display()))?;
+            std::fs::remove_dir_all(&partial).with_context(|| format!("cannot remove `{}`", partial.display()))?;
+        }
+        let entries = std::fs::read_dir(&path).with_context(|| format!("cannot list `{}`", path.display()))?;
+        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        Ok(files.filter(|file| file.extension().is_some_and(|extension| extension == "deb")).collect())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -99,11 +126,16 @@ pub(crate) fn lock(name: &str) -> Result<Flock<std::fs::File>> {
         .with_context(|| format!("cannot lock {name}"))
 }
 
-fn bootstrap(path: &Path) -> Result<()> {
-    let partial = path.with_extension("partial");
+/// Removes what a killed run left.
+fn emptied(partial: PathBuf) -> Result<PathBuf> {
     if partial.exists() {
         std::fs::remove_dir_all(&partial).with_context(|| format!("cannot remove `{}`", partial.display()))?;
     }
+    Ok(partial)
+}
+
+fn bootstrap(path: &Path) -> Result<()> {
+    let partial = emptied(path.with_extension("partial"))?;
     Invocation::new("debootstrap")
         .arg("--variant=minbase")
         .arg(format!("--include={}", PACKAGES.join(",")))

@@ -1,7 +1,7 @@
 //! A booted Debian host that lives as long as the value: systemd-nspawn on an overlay over the shared image.
 //!
-//! It shares the network of the build machine, so that servers on 127.0.0.1 are the same for both. It is driven from
-//! outside by [`Machine::run`], which enters its namespaces.
+//! It shares the network of the build machine, so that servers on 127.0.0.1 are the same for both, unless it is to have
+//! servers of its own on the usual ports: [`Machine::boot_alone`]. It is driven from outside by [`Machine::run`], which enters its namespaces.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,7 +24,17 @@ const JOURNAL_LINES: &str = "200";
 pub struct Machine {
     name: String,
     image: BaseImage,
+    network: Network,
     boot: Boot,
+}
+
+/// What a machine reaches.
+#[derive(Debug, Clone, Copy)]
+enum Network {
+    /// What the build machine reaches.
+    Shared,
+    /// Itself alone.
+    Loopback,
 }
 
 /// One life of a machine: gone with its overlay when dropped.
@@ -43,12 +53,22 @@ impl Machine {
         Self::boot_on(BaseImage::ready()?)
     }
 
+    /// Boots a new host that reaches nobody but itself.
+    pub fn boot_alone() -> Result<Self> {
+        require()?;
+        Self::boot_with(BaseImage::ready()?, Network::Loopback)
+    }
+
     /// Boots a new host on this image.
     pub fn boot_on(image: BaseImage) -> Result<Self> {
+        Self::boot_with(image, Network::Shared)
+    }
+
+    fn boot_with(image: BaseImage, network: Network) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("rk-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let boot = Boot::start(&name, &image)?;
-        Ok(Self { name, image, boot })
+        let boot = Boot::start_on(&name, &image, network, Boot::layers(&name)?)?;
+        Ok(Self { name, image, network, boot })
     }
 
     /// The host's name.
@@ -148,16 +168,12 @@ impl Machine {
         self.boot.remove_groups();
         let layers = Boot::layers(&self.name)?;
         prepare(&layers.path().join("upper"))?;
-        self.boot = Boot::start_on(&self.name, &self.image, layers)?;
+        self.boot = Boot::start_on(&self.name, &self.image, self.network, layers)?;
         Ok(())
     }
 }
 
 impl Boot {
-    fn start(name: &str, image: &BaseImage) -> Result<Self> {
-        Self::start_on(name, image, Self::layers(name)?)
-    }
-
     /// Makes an empty disk, with what a host has of its own from birth.
     fn layers(name: &str) -> Result<TempDir> {
         let layers =
@@ -176,10 +192,14 @@ impl Boot {
         Ok(layers)
     }
 
-    fn start_on(name: &str, image: &BaseImage, layers: TempDir) -> Result<Self> {
+    fn start_on(name: &str, image: &BaseImage, network: Network, layers: TempDir) -> Result<Self> {
         let dir = layers.path();
         let log = dir.join("console.log");
-        let args = ["-c", include_str!("boot.sh"), "boot", name].map(PathBuf::from);
+        let network = match network {
+            Network::Shared => "",
+            Network::Loopback => "--private-network",
+        };
+        let args = ["-c", include_str!("boot.sh"), "boot", name, network].map(PathBuf::from);
         let paths = [image.path().to_owned(), dir.join("upper"), dir.join("work"), dir.join("root")];
         let daemon = Daemon::start("sh", args.iter().chain(&paths), &log)?;
         let mut boot = Self { name: name.to_owned(), daemon: Some(daemon), leader: 0, layers };
