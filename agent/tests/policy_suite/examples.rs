@@ -28,46 +28,59 @@ fn check(name: &str, os_family: &str, roles: &[&str], expected: &[&str]) {
 }
 
 #[test]
-fn base() {
+fn ssh_hardening() {
     let on_debian = [
-        "file[/etc/motd]",
+        "package[openssh-server]",
+        "package[sudo]",
         "group[operators]",
         "user[ops]",
-        "package[sudo]",
-        "package[openssh-server]",
         "file[/etc/sudoers.d/operators]",
-        "directory[/etc/ssh/sshd_config.d]",
-        "file[/etc/ssh/sshd_config.d/10-rekindle.conf]",
+        "command[ed25519-host-key]",
+        "file[/etc/ssh/ssh_host_rsa_key]",
+        "file[/etc/ssh/ssh_host_rsa_key.pub]",
+        "file[/etc/ssh/ssh_host_ecdsa_key]",
+        "file[/etc/ssh/ssh_host_ecdsa_key.pub]",
+        "file[/etc/ssh/ssh_host_dsa_key]",
+        "file[/etc/ssh/ssh_host_dsa_key.pub]",
+        "command[strong-moduli]",
+        "file[/etc/ssh/sshd_config]",
         "service[ssh]",
-        "package[telnetd]",
-        "package[rsh-server]",
-        "file[/etc/hosts.equiv]",
-        "user[guest]",
-        "symlink[/etc/localtime]",
+        "file[/root/.ssh/authorized_keys]",
+        "check[sshd-accepts-its-configuration]",
+        "file[/etc/ssh/ssh_config.d/10-hardening.conf]",
     ];
-    check("example-base", "debian", &[], &on_debian);
+    check("ssh-hardening", "debian", &[], &on_debian);
     let elsewhere: Vec<&str> =
-        on_debian.into_iter().filter(|id| !id.contains("10-") && *id != "service[ssh]").collect();
-    check("example-base", "redhat", &[], &elsewhere);
+        on_debian.into_iter().filter(|id| !id.ends_with("sshd_config]") && *id != "service[ssh]").collect();
+    check("ssh-hardening", "redhat", &[], &elsewhere);
 }
 
 #[test]
 fn web() {
     let on_debian = [
         "package[nginx]",
-        "group[web]",
-        "user[web]",
+        "package[logrotate]",
+        "package[sudo]",
+        "group[deploy]",
+        "user[deploy]",
+        "file[/etc/sudoers.d/deploy]",
         "directory[/srv/www]",
-        "file[/srv/www/index.html]",
-        "file[/etc/nginx/conf.d/site.conf]",
-        "symlink[/etc/nginx/sites-enabled/default]",
+        "directory[/srv/www/www.example.org]",
+        "directory[/srv/www/docs.example.org]",
+        "directory[/etc/nginx/tls]",
+        "file[/etc/nginx/tls/example.org.crt]",
+        "file[/etc/nginx/tls/example.org.key]",
+        "file[/etc/nginx/nginx.conf]",
+        "directory[/etc/nginx/conf.d]",
+        "file[/etc/nginx/conf.d/sites.conf]",
+        "directory[/etc/nginx/sites-enabled]",
+        "sysctl[net.core.somaxconn]",
+        "file[/etc/logrotate.d/nginx]",
         "service[nginx]",
     ];
-    check("example-web", "debian", &["web"], &on_debian);
-    check("example-web", "debian", &["web", "staging"], &on_debian);
-    check("example-web", "debian", &["db"], &[]);
-    let elsewhere: Vec<&str> = on_debian.into_iter().filter(|id| !id.contains("sites-enabled")).collect();
-    check("example-web", "redhat", &["web"], &elsewhere);
+    check("web", "debian", &["web"], &on_debian);
+    check("web", "debian", &["web", "staging"], &on_debian);
+    check("web", "debian", &["db"], &[]);
 }
 
 /// Editors rely on it: a change is a change of the language.
