@@ -444,7 +444,7 @@ const SYSCTL: &[Attribute] = &[
 /// Kinds of the language that this version does not have.
 const LATER_KINDS: &[&str] = &["repository"];
 /// Attributes of the language that this version does not have.
-const LATER_ATTRIBUTES: &[&str] = &["secret", "hold", "verify"];
+const LATER_ATTRIBUTES: &[&str] = &["hold", "verify"];
 
 fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
     match kind {
