@@ -128,7 +128,6 @@ fn verify_one_file(bencher: Bencher<'_, '_>) {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         mode: Mode::from_bits(0o644),
-        label: None,
     };
     let mut verifier = Verifier::new(&host.root);
     bencher.bench_local(|| verifier.verify(black_box(&entry)));

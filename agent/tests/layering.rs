@@ -101,7 +101,7 @@ const RULES: &[Rule] = &[
         but: &[],
         applies_to: &[],
         // The agent makes way for its own control socket and says who may connect to it.
-        // The policy store is root's own; the repository and the delivery state are the courier's own.
+        // The policy store and the compiled form in it are root's own; the repository and the delivery state are the courier's own.
         except: &[
             "host",
             "record",
@@ -110,6 +110,7 @@ const RULES: &[Rule] = &[
             "policy/trust/store.rs",
             "policy/trust.rs",
             "agent/sockets.rs",
+            "policy/compiled.rs",
             "courier",
             "cli",
         ],

@@ -73,7 +73,7 @@ impl World {
 fn entry(path: &str, content: &str) -> Entry {
     let (uid, gid) = rekindle::host::current_ids();
     let content = Content::new(content.as_bytes());
-    Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644), label: None }
+    Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644) }
 }
 
 /// When whatever was written until now has settled.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::random_id;
-use super::revisions::{self, Consideration, InForce};
+use super::revisions::{self, Consideration, Contents, InForce};
 use super::verdicts::Verdicts;
 use super::worker::{Event, Worker};
 use crate::converge::health::{Answer, Input};
@@ -25,7 +25,7 @@ impl Worker {
         }
         let Some(revision) = self.revisions.in_force.clone() else { return };
         let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref())) {
+        match revisions::load(&self.settings.paths, &revision, &self.inputs(view.as_ref()), self.contents) {
             Ok(in_force) => {
                 // What has come back since, or was left out by a role or fact that changed.
                 self.note_orphans(&in_force.state);
@@ -37,6 +37,26 @@ impl Worker {
                 self.revisions.in_force = None;
             }
         }
+    }
+
+    /// Compiles the policy again when the contents of its files turned out to be damaged, and keeps them in memory from now on:
+    /// what the disk lost once it may lose again.
+    pub(super) fn mend_contents(&mut self) {
+        let store = self.in_force.as_ref().and_then(|in_force| in_force.store.as_ref());
+        if !store.is_some_and(|store| store.is_damaged()) {
+            return;
+        }
+        let Some(revision) = self.in_force.as_ref().map(|in_force| in_force.state.revision().clone()) else { return };
+        self.warn(format!(
+            "what is kept of the policy {} on the disk is damaged; it is compiled again, and kept in memory until the agent is \
+             started again",
+            revision.short()
+        ));
+        revisions::forget_compiled(&self.settings.paths, &revision);
+        self.contents = Contents::InMemory;
+        self.load_policy();
+        self.read_inbox();
+        self.tell(Event::RunEverything);
     }
 
     pub(super) fn inputs<'a>(&'a self, view: Option<&'a HostView>) -> Inputs<'a> {
@@ -146,8 +166,15 @@ impl Worker {
         let mut revisions = self.revisions.clone();
         let now = Timestamp::now();
         let inputs = self.inputs(view.as_ref());
-        let consideration =
-            revisions::consider(&self.settings.paths, &policy.trust, &mut revisions, commit, &inputs, now);
+        let consideration = revisions::consider(
+            &self.settings.paths,
+            &policy.trust,
+            &mut revisions,
+            commit,
+            &inputs,
+            self.contents,
+            now,
+        );
         match consideration {
             Consideration::Nothing => {}
             Consideration::Refused(refused) => {
@@ -206,7 +233,7 @@ impl Worker {
     pub(super) fn load_last_good(&mut self) -> Option<InForce> {
         let good = self.revisions.last_good.clone()?;
         let view = host::facts::view(&self.host);
-        match revisions::load(&self.settings.paths, &good, &self.inputs(view.as_ref())) {
+        match revisions::load(&self.settings.paths, &good, &self.inputs(view.as_ref()), self.contents) {
             Ok(in_force) => Some(in_force),
             Err(reason) => {
                 self.warn(format!("cannot load the last good policy, {}: {reason}", good.short()));

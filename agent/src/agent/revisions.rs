@@ -3,7 +3,9 @@
 //! A commit is accepted only when its signature counts, it descends from the newest revision ever accepted here, and it
 //! compiles for this host. Otherwise the policy in force stays, whatever the commit says.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,10 +15,12 @@ use super::trial::{self, Known};
 use crate::config::{self, Paths, TrustSettings};
 use crate::host::gpgv;
 use crate::policy::compile::Inputs;
+use crate::policy::compiled::{self, Kept};
 use crate::policy::trust::{self, AllowedSigners, Keyring, Trust, Verified};
 use crate::policy::{DesiredState, Revision, candidate};
 use crate::record::newest::{self, Newest};
 use crate::resource::chain;
+use crate::resource::content::Store;
 
 /// What is remembered about revisions, under the key `revisions` of the record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +53,54 @@ pub struct InForce {
     pub state: DesiredState,
     /// Who signed it.
     pub signer: Option<String>,
+    /// Where the contents of its files lie; `None` when they are in memory.
+    pub store: Option<Arc<Store>>,
+}
+
+impl InForce {
+    /// Puts the contents of the files on the disk, beside the stored tree, with everything else that compiling came to. Where
+    /// that cannot be done, and where some are secret, they stay in memory.
+    fn settle(self, paths: &Paths, inputs: &Inputs<'_>) -> Self {
+        let revision = self.state.revision();
+        if self.state.holds_secrets() {
+            forget_compiled(paths, revision);
+            return self;
+        }
+        let (home, key) = (paths.policies().join(revision.as_str()), key(revision, inputs));
+        let kept = compiled::write(&home, &key, self.signer.as_deref(), &self.state)
+            .and_then(|()| compiled::load(&home, revision, &key));
+        match kept {
+            Ok(Some(kept)) => kept.into(),
+            Ok(None) => self,
+            Err(error) => {
+                tracing::warn!("the policy takes more memory, and longer to start with: {}", chain(&error));
+                self
+            }
+        }
+    }
+}
+
+impl From<Kept> for InForce {
+    fn from(Kept { state, signer, store }: Kept) -> Self {
+        Self { state, signer, store: Some(store) }
+    }
+}
+
+/// Where the contents of files are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// On the disk, beside the stored tree.
+    OnDisk,
+    /// In memory, because the disk cannot be relied on.
+    InMemory,
+}
+
+/// What a compiled form beside the stored tree depends on.
+fn key(revision: &Revision, inputs: &Inputs<'_>) -> compiled::Key {
+    // Each build is another file. Should it not be found, no form fits but one that was made in the same plight.
+    let program = std::fs::metadata("/proc/self/exe").ok();
+    let program = program.map(|file| (file.dev(), file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
+    compiled::Key::new(&format!("{} {program:?}", env!("CARGO_PKG_VERSION")), revision, inputs)
 }
 
 /// What came of considering a commit.
@@ -70,6 +122,7 @@ pub fn consider(
     revisions: &mut Revisions,
     commit: &str,
     inputs: &Inputs<'_>,
+    contents: Contents,
     now: Timestamp,
 ) -> Consideration {
     let revision = Revision::new(commit);
@@ -97,7 +150,13 @@ pub fn consider(
             revisions.high_water = Some(revision);
             revisions.backed_out = None;
             revisions.refused = None;
-            Consideration::Accepted(InForce { state, signer: verified.signer().map(str::to_owned) })
+            let in_force = InForce { state, signer: verified.signer().map(str::to_owned), store: None };
+            // The tree goes first: its bytes are in the compiled state, too.
+            drop(verified);
+            Consideration::Accepted(match contents {
+                Contents::OnDisk => in_force.settle(paths, inputs),
+                Contents::InMemory => in_force,
+            })
         }
         Err(reason) => refuse(revisions, commit, reason, now),
     }
@@ -182,10 +241,44 @@ fn read_keys(file: &Path) -> Result<Trust, String> {
     AllowedSigners::parse(&text).map(Trust::Signers).map_err(wrong)
 }
 
-/// Loads a revision that was verified and stored earlier.
-pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
+/// Loads a revision that was verified and stored earlier, and writes down what compiling it came to.
+pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>, contents: Contents) -> Result<InForce, String> {
+    match contents {
+        Contents::InMemory => compile_stored(paths, revision, inputs),
+        Contents::OnDisk => match recall(paths, revision, inputs) {
+            Some(in_force) => Ok(in_force),
+            None => Ok(compile_stored(paths, revision, inputs)?.settle(paths, inputs)),
+        },
+    }
+}
+
+/// As [`load`], and writes nothing.
+pub fn look_up(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
+    recall(paths, revision, inputs).map_or_else(|| compile_stored(paths, revision, inputs), Ok)
+}
+
+/// What compiling came to last time, if it would come to the same now.
+fn recall(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Option<InForce> {
+    let home = paths.policies().join(revision.as_str());
+    match compiled::load(&home, revision, &key(revision, inputs)) {
+        Ok(kept) => kept.map(InForce::from),
+        Err(error) => {
+            tracing::warn!("{}; it is compiled again", chain(&error));
+            None
+        }
+    }
+}
+
+/// Forgets what compiling a revision came to.
+pub fn forget_compiled(paths: &Paths, revision: &Revision) {
+    if let Err(error) = compiled::remove(&paths.policies().join(revision.as_str())) {
+        tracing::warn!("{}", chain(&error));
+    }
+}
+
+fn compile_stored(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
     let verified = trust::load_stored(&paths.policies().join(revision.as_str())).map_err(|e| chain(&e))?;
     let compiled = trial::compile(&paths.program, &verified, inputs, Known::Before)
         .map_err(|diagnostics| diagnostics.render(false))?;
-    Ok(InForce { state: compiled.state, signer: verified.signer().map(str::to_owned) })
+    Ok(InForce { state: compiled.state, signer: verified.signer().map(str::to_owned), store: None })
 }

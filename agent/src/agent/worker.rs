@@ -20,7 +20,7 @@ use super::fights::Fights;
 use super::metrics::numbers::{self, Numbers};
 use super::pauses::Told;
 use super::random_id;
-use super::revisions::{InForce, Revisions};
+use super::revisions::{Contents, InForce, Revisions};
 use super::scanning::Scanned;
 use super::status::Status;
 use super::verdicts::Verdicts;
@@ -148,6 +148,8 @@ pub struct Worker {
     pub(super) inbox: Spool,
     reserve: Reserve,
     pub(super) in_force: Option<InForce>,
+    /// Where the contents of declared files are.
+    pub(super) contents: Contents,
     pub(super) revisions: Revisions,
     pub(super) health: Health,
     pub(super) verdicts: Verdicts,
@@ -212,6 +214,7 @@ impl Worker {
             host,
             record,
             in_force: None,
+            contents: Contents::OnDisk,
             revisions,
             health,
             verdicts: Verdicts::default(),
@@ -259,6 +262,7 @@ impl Worker {
                 Task::Reload(settings) => self.reload(*settings),
                 Task::Stop => break,
             }
+            self.mend_contents();
             if self.shared.stop.load(Ordering::SeqCst) {
                 break;
             }

@@ -250,7 +250,7 @@ fn revision_in_force(paths: &Paths) -> Result<Revision, CliError> {
 
 fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError> {
     let revision = revision_in_force(paths)?;
-    let in_force = revisions::load(paths, &revision, inputs).map_err(anyhow::Error::msg)?;
+    let in_force = revisions::look_up(paths, &revision, inputs).map_err(anyhow::Error::msg)?;
     Ok(in_force.state)
 }
 

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::left::{discard, displaced, hand_on, is_copy};
-use super::plan::{self, Plan};
+use super::plan::Plan;
 use super::reflex::{Deed, What};
 use super::stages::Stages;
-use super::table::{Likeness, Pool};
+use super::table::{Likeness, Pool, PoolKey};
 use super::{Arming, Declared, Order, Places, Repaired, Shared};
 use crate::actor::Actor;
 use crate::converge::Cause;
@@ -187,9 +187,9 @@ impl Keeper {
             What::Placed => (Some(Observation::Absent), None),
             What::Permissions(_, before) => {
                 // Nothing was displaced.
-                changes = file::permission_changes(&known.spec, &before, known.names);
+                changes = file::permission_changes(&known.common.ownership, &before, known.common.names);
                 let permissions = Permissions { uid: before.uid, gid: before.gid, mode: before.mode };
-                stood = Some(Stood::File { digest: known.spec.content.digest(), permissions });
+                stood = Some(Stood::File { digest: known.content.digest(), permissions });
                 (None, None)
             }
             What::Exchanged(name) => {
@@ -211,13 +211,13 @@ impl Keeper {
             time: deed.time,
             took_us: deed.took_us,
         };
-        let desired = file::Desired { path: path_of(&account.resource), ensure: Ensure::Present(known.spec.clone()) };
+        let desired = file::Desired { path: path_of(&account.resource), ensure: Ensure::Present(known.spec()) };
         if let Some(observation) = &observation {
-            if let Verdict::Drift(drift) = file::diff(&desired, observation, known.names, &[]) {
+            if let Verdict::Drift(drift) = file::diff(&desired, observation, known.common.names, &[]) {
                 account.changes = drift.changes;
                 account.action = drift.action;
             }
-            match self.keep(&account.resource, observation, &known.spec.content) {
+            match self.keep(&account.resource, observation, &known.content) {
                 Ok(backup) => account.backup = backup,
                 // It stays where it is, and the next start tries again.
                 Err(NotKept) => account.displaced = None,
@@ -347,10 +347,12 @@ impl Keeper {
             let stage = Arc::clone(stage);
             let batch: Vec<Missing> =
                 missing.into_iter().filter(|(at, _)| Arc::ptr_eq(at, &stage)).map(|(_, missing)| missing).collect();
-            let names: Vec<String> = batch.iter().map(|m| Pool::copy_name(&m.key, m.number)).collect();
+            let names: Vec<String> = batch.iter().map(|m| Pool::copy_name(m.key, m.number)).collect();
             let copies: Vec<Copy<'_>> = batch.iter().zip(&names).map(|(m, name)| m.likeness.copy(name)).collect();
             if let Err(error) = stage.enter().and_then(|entered| entered.write(&copies)) {
                 tracing::warn!(stage = %stage.path().display(), "cannot lay out copies: {error}; ordinary runs repair meanwhile");
+                // Whoever owns the policy sees to it when it is its contents that cannot be read.
+                (self.tell)(Vec::new());
                 return;
             }
             let mut table = self.shared.table();
@@ -373,7 +375,7 @@ impl Keeper {
                 self.next_number += 1;
                 let one = Missing {
                     pool: index,
-                    key: Arc::clone(&pool.key),
+                    key: pool.key,
                     number: self.next_number,
                     likeness: Arc::clone(&pool.likeness),
                 };
@@ -398,8 +400,7 @@ impl Keeper {
         };
         let mut accounts = Vec::new();
         for name in names {
-            let key = name.split_once('-').map_or("", |(key, _)| key);
-            let known = plan.by_name.get(key);
+            let known = PoolKey::of_copy(&name).and_then(|key| plan.by_name.get(&key));
             if known.is_some_and(|(likeness, _)| is_copy(stage, &name, likeness)) {
                 discard(stage, &name);
                 continue;
@@ -407,9 +408,9 @@ impl Keeper {
             let found = displaced(stage, &name);
             match known.and_then(|(known, only)| Some((known, only.clone()?))) {
                 Some((known, only)) => {
-                    let desired = file::Desired { path: path_of(&only), ensure: Ensure::Present(known.spec.clone()) };
-                    if let Verdict::Drift(drift) = file::diff(&desired, &found, known.names, &[]) {
-                        let Ok(backup) = self.keep(&only, &found, &known.spec.content) else { continue };
+                    let desired = file::Desired { path: path_of(&only), ensure: Ensure::Present(known.spec()) };
+                    if let Verdict::Drift(drift) = file::diff(&desired, &found, known.common.names, &[]) {
+                        let Ok(backup) = self.keep(&only, &found, &known.content) else { continue };
                         accounts.push(Account {
                             place: Stood::of(&found).map(|stood| (desired.path, stood, after(known))),
                             resource: only,
@@ -445,7 +446,7 @@ impl Keeper {
     /// A copy of a policy that is no longer in force, or something displaced that no single file explains.
     fn keep_unexplained(&mut self, stage: &Arc<Stage>, name: &str, found: &Observation<place::Observed>) {
         let Observation::Present(observed) = found else { return discard(stage, name) };
-        if name.starts_with(plan::SECRET) {
+        if PoolKey::is_of_secret(name) {
             return discard(stage, name);
         }
         let kept = match &observed.node {
@@ -498,14 +499,14 @@ struct Account {
 
 struct Missing {
     pool: usize,
-    key: Arc<str>,
+    key: PoolKey,
     number: u64,
     likeness: Arc<Likeness>,
 }
 
 /// What a repair leaves.
 fn after(known: &Likeness) -> Stood {
-    Stood::File { digest: known.spec.content.digest(), permissions: known.permissions }
+    Stood::File { digest: known.content.digest(), permissions: known.common.permissions }
 }
 
 /// A file resource is named by its path.

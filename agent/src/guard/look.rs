@@ -49,12 +49,12 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, declared: &Likeness,
         return Found::Other;
     }
     // What to do about another label depends on the policy of the host.
-    if let Some(label) = declared.label.as_deref()
+    if let Some(label) = declared.common.label.as_deref()
         && !is_labelled_like(&file, label).unwrap_or(false)
     {
         return Found::Odd;
     }
-    let content = &declared.spec.content;
+    let content = &declared.content;
     let length = u64::try_from(content.len()).unwrap_or(u64::MAX);
     if metadata.size != length || !metadata.extras.is_empty() {
         return Found::Other;
@@ -64,7 +64,7 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr, declared: &Likeness,
         Ok(false) => return Found::Other,
         Err(_) => return Found::Odd,
     }
-    if metadata.is_as_declared(declared.permissions) {
+    if metadata.is_as_declared(declared.common.permissions) {
         Found::InSync
     } else if metadata.n_links == 1 {
         Found::Permissions(file, metadata)

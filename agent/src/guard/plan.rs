@@ -1,16 +1,18 @@
 //! What is to be guarded, from what is declared: pools, places and the number of copies, before anything is written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use super::Declared;
 use super::stages::Stages;
-use super::table::{Entry, Likeness, Pool, Spent, Table};
+use super::table::{Common, Entry, Likeness, Pool, PoolKey, Spent, Table};
 use crate::host::root::{Permissions, mount_of, stat_of};
 use crate::host::stage::Stage;
 use crate::policy::Revision;
-use crate::resource::{AbsPath, ResourceId, digest};
+use crate::resource::{AbsPath, ResourceId, file};
 
 /// Longest content of which copies are laid out.
 const LONGEST: usize = 1024 * 1024;
@@ -18,9 +20,6 @@ const LONGEST: usize = 1024 * 1024;
 /// the disk.
 const VERY_FEW: usize = 128;
 const FEW: usize = 1000;
-
-/// What the names of copies of secrets begin with.
-pub(super) const SECRET: &str = "secret";
 
 /// Where the files of one directory are, and where their copies lie.
 #[derive(Clone)]
@@ -39,10 +38,11 @@ pub(super) struct Plan {
     spent: Spent,
     directories: Vec<(u64, u64)>,
     /// Pools by key and mount.
-    by_key: HashMap<(Arc<str>, u64), u32>,
+    by_key: HashMap<(PoolKey, u64), u32>,
     /// What the files of a pool are and, when it is a single one, which: what is found on a stage is named by the key alone.
-    pub(super) by_name: HashMap<Arc<str>, (Arc<Likeness>, Option<ResourceId>)>,
+    pub(super) by_name: HashMap<PoolKey, (Arc<Likeness>, Option<ResourceId>)>,
     places: HashMap<AbsPath, Option<Place>>,
+    common: HashSet<Arc<Common>>,
 }
 
 impl Plan {
@@ -74,13 +74,14 @@ impl Plan {
         };
         let key = Self::key(&file, permissions, label.as_deref());
         let next = u32::try_from(self.pools.len()).unwrap_or(u32::MAX);
-        let index = *self.by_key.entry((Arc::clone(&key), stage.mount())).or_insert(next);
+        let index = *self.by_key.entry((key, stage.mount())).or_insert(next);
         let Declared { resource, spec, names, notifies, .. } = file;
         if index == next {
-            let likeness =
-                Arc::new(Likeness { spec, names, permissions, label, notifies: notifies.into_boxed_slice() });
+            let file::Spec { content, ownership, care } = spec;
+            let common = self.common(Common { ownership, care, names, permissions, label });
+            let likeness = Arc::new(Likeness { content, common, notifies: notifies.into_boxed_slice() });
             self.by_name
-                .entry(Arc::clone(&key))
+                .entry(key)
                 .and_modify(|(_, only)| *only = None)
                 .or_insert_with(|| (Arc::clone(&likeness), Some(resource.clone())));
             self.n_files.push(0);
@@ -91,7 +92,7 @@ impl Plan {
         if let Some(n) = usize::try_from(index).ok().and_then(|i| self.n_files.get_mut(i)) {
             *n += 1;
         }
-        self.entries.push(Entry { resource, pool: index, directory, withdrawn: false });
+        self.entries.push(Entry { name: resource.name, pool: index, directory });
     }
 
     fn place(&mut self, stages: &mut Stages, parent: AbsPath) -> Option<Place> {
@@ -115,7 +116,7 @@ impl Plan {
     }
 
     /// Names the pool of a file on the stage. It is the same in every process that runs under the same policy.
-    fn key(file: &Declared, permissions: Permissions, label: Option<&str>) -> Arc<str> {
+    fn key(file: &Declared, permissions: Permissions, label: Option<&str>) -> PoolKey {
         let content = file.spec.content.digest();
         let Permissions { uid, gid, mode } = permissions;
         let mut text =
@@ -124,10 +125,21 @@ impl Plan {
         if !file.notifies.is_empty() {
             text.push_str(&file.resource.to_string());
         }
-        let digest = digest(text.as_bytes());
-        let digest = digest.get(..16).unwrap_or(&digest);
-        // Also when no policy explains it any more, what has this name is not to be kept elsewhere.
-        if file.spec.content.is_secret() { format!("{SECRET}{digest}").into() } else { digest.into() }
+        let digest = Sha256::digest(text.as_bytes());
+        let digest = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+        if file.spec.content.is_secret() { PoolKey::Secret(digest) } else { PoolKey::Plain(digest) }
+    }
+
+    /// The one copy of what many pools have in common.
+    fn common(&mut self, common: Common) -> Arc<Common> {
+        match self.common.get(&common) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let common = Arc::new(common);
+                self.common.insert(Arc::clone(&common));
+                common
+            }
+        }
     }
 
     /// Says how many copies each pool gets, within the budget.
@@ -166,7 +178,7 @@ impl Plan {
 
     /// Takes over the copies of an earlier table where they fit. Returns those that fit nowhere.
     pub(super) fn take_over(&mut self, old: Vec<Pool>) -> Vec<(Arc<Stage>, String)> {
-        let mut old: HashMap<Arc<str>, Pool> = old.into_iter().map(|pool| (Arc::clone(&pool.key), pool)).collect();
+        let mut old: HashMap<PoolKey, Pool> = old.into_iter().map(|pool| (pool.key, pool)).collect();
         for pool in &mut self.pools {
             if let Some(old) = old.remove(&pool.key).filter(|old| Arc::ptr_eq(&old.stage, &pool.stage)) {
                 pool.ready = old.ready;
@@ -176,14 +188,14 @@ impl Plan {
         old.into_values()
             .flat_map(|pool| {
                 let Pool { key, stage, ready, .. } = pool;
-                ready.into_iter().map(move |number| (Arc::clone(&stage), Pool::copy_name(&key, number)))
+                ready.into_iter().map(move |number| (Arc::clone(&stage), Pool::copy_name(key, number)))
             })
             .collect()
     }
 
     /// Makes this what the table guards.
     pub(super) fn replace(mut self, table: &mut Table, revision: &Revision) {
-        self.entries.sort_by(|a, b| a.resource.cmp(&b.resource));
+        self.entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         self.entries.shrink_to_fit();
         table.revision = Some(Arc::new(revision.clone()));
         table.entries = self.entries;
@@ -217,7 +229,7 @@ impl Plan {
             let Some(place) = place else { continue };
             entry.pool = place;
             entry.directory = entry.directory.saturating_add(n_directories);
-            match table.entries.binary_search_by(|known| known.resource.cmp(&entry.resource)) {
+            match table.entries.binary_search_by(|known| known.name.cmp(&entry.name)) {
                 Ok(at) => {
                     if let Some(place) = table.entries.get_mut(at) {
                         *place = entry;

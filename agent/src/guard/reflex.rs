@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 
 use super::look::{self, Found};
-use super::table::{Likeness, Pool, Spent, Table};
+use super::table::{self, Likeness, Pool, Spent, Table};
 use super::{Order, Shared};
 use crate::host::root::{self, Metadata, stat_of};
 use crate::host::stage::Stage;
@@ -104,9 +104,9 @@ impl<H> Reflex<H> {
         let Table { live: true, revision, entries, pools, spent, directories, held, .. } = &mut *table else {
             return None;
         };
-        let index = entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()?;
+        let index = table::find(entries, resource)?;
         let entry = entries.get(index)?;
-        if entry.withdrawn || held.get(resource).is_some_and(|until| *until > began) {
+        if held.get(resource).is_some_and(|until| *until > began) {
             return None;
         }
         let pool = pools.get_mut(usize::try_from(entry.pool).ok()?)?;
@@ -127,7 +127,7 @@ impl<H> Reflex<H> {
             Found::InSync | Found::Odd => return None,
             Found::Permissions(..) if !pool.likeness.notifies.is_empty() => return None,
             Found::Permissions(file, before) => {
-                root::give(&file, &before, pool.likeness.permissions).ok()?;
+                root::give(&file, &before, pool.likeness.common.permissions).ok()?;
                 What::Permissions(file, before)
             }
             Found::Other => swap((pool, spent), touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
@@ -171,7 +171,7 @@ fn swap(
     let entered = stage.enter().ok()?;
     loop {
         let number = pool.take(spent)?;
-        let name = Pool::copy_name(&pool.key, number);
+        let name = Pool::copy_name(pool.key, number);
         if !entered.is_sound(&pool.likeness.copy(&name), buffer).unwrap_or(false) {
             // The keeper ends only with the process.
             drop(orders.send(Order::Unsound { stage: Arc::clone(&stage), name }));

@@ -4,6 +4,7 @@
 //! also holds their copies.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,8 @@ use super::Withdrawn;
 use crate::host::root::Permissions;
 use crate::host::stage::{Copy, Stage};
 use crate::policy::Revision;
-use crate::resource::{Names, Notify, ResourceId, UnitName, file};
+use crate::resource::place::Ownership;
+use crate::resource::{Content, Kind, Names, Notify, ResourceId, UnitName, file};
 
 /// Most copies of one pool, however often they are used up.
 const MOST_OF_ONE: u32 = 256;
@@ -34,7 +36,7 @@ impl Spent {
     pub(super) fn take(&mut self, n_copies: u32, likeness: &Likeness) -> bool {
         let n = usize::try_from(n_copies).unwrap_or(usize::MAX);
         // A file takes a block at least.
-        let length = likeness.spec.content.len().max(4096);
+        let length = likeness.content.len().max(4096);
         let then = Self {
             n_copies: self.n_copies.saturating_add(n),
             n_bytes: self.n_bytes.saturating_add(n.saturating_mul(length)),
@@ -54,7 +56,7 @@ pub(super) struct Table {
     pub(super) live: bool,
     /// The revision that the files are declared by.
     pub(super) revision: Option<Arc<Revision>>,
-    /// In order of resource.
+    /// In order of name.
     pub(super) entries: Vec<Entry>,
     pub(super) pools: Vec<Pool>,
     /// What the pools want together.
@@ -72,30 +74,87 @@ pub(super) struct Table {
 /// One file.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) resource: ResourceId,
-    /// Index into the pools.
+    /// Name of the file resource, which is its path.
+    pub(super) name: Arc<str>,
+    /// Index into the pools; [`WITHDRAWN`] for a file that is left alone until it is armed again.
     pub(super) pool: u32,
     /// Index into the directories. A path that leads elsewhere by now is none of the guard's business.
     pub(super) directory: u32,
-    pub(super) withdrawn: bool,
 }
+
+/// The pool of what has none.
+pub(super) const WITHDRAWN: u32 = u32::MAX;
 
 /// What files are that are equal but for their place.
 #[derive(Debug)]
 pub(super) struct Likeness {
-    pub(super) spec: file::Spec,
-    pub(super) names: Names,
-    pub(super) permissions: Permissions,
-    /// The SELinux label of the copies, where one is named.
-    pub(super) label: Option<Arc<str>>,
+    pub(super) content: Content,
+    pub(super) common: Arc<Common>,
     /// Not empty only for a single file, so that what is found on the stage says who is owed.
     pub(super) notifies: Box<[(Notify, UnitName)]>,
 }
 
+/// What many pools have in common.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Common {
+    pub(super) ownership: Arc<Ownership>,
+    pub(super) care: file::Care,
+    pub(super) names: Names,
+    pub(super) permissions: Permissions,
+    /// The SELinux label of the copies, where one is named.
+    pub(super) label: Option<Arc<str>>,
+}
+
 impl Likeness {
+    /// What is declared.
+    pub(super) fn spec(&self) -> file::Spec {
+        let Common { ownership, care, .. } = &*self.common;
+        file::Spec { content: self.content.clone(), ownership: Arc::clone(ownership), care: *care }
+    }
+
     /// A copy under this name.
     pub(super) fn copy<'a>(&'a self, name: &'a str) -> Copy<'a> {
-        Copy { name, content: &self.spec.content, permissions: self.permissions, label: self.label.as_deref() }
+        let Common { permissions, label, .. } = &*self.common;
+        Copy { name, content: &self.content, permissions: *permissions, label: label.as_deref() }
+    }
+}
+
+/// What the names of copies of secrets begin with.
+const SECRET: &str = "secret";
+
+/// Names a pool on the stage, as sixteen hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum PoolKey {
+    /// Of content that anybody who may read the record may see.
+    Plain(u64),
+    /// Of a secret. It shows in the name, so that also when no policy explains it any more, what has it is not kept elsewhere.
+    Secret(u64),
+}
+
+impl PoolKey {
+    /// The key in the name of a copy.
+    pub(super) fn of_copy(name: &str) -> Option<Self> {
+        let (key, _) = name.split_once('-')?;
+        let parse = |digits| u64::from_str_radix(digits, 16).ok();
+        let known = match key.strip_prefix(SECRET) {
+            Some(digits) => parse(digits).map(Self::Secret),
+            None => parse(key).map(Self::Plain),
+        };
+        known.filter(|known| known.to_string() == key)
+    }
+
+    /// Whether the name of a copy, also of an unknown one, is that of a secret.
+    pub(super) fn is_of_secret(name: &str) -> bool {
+        name.starts_with(SECRET)
+    }
+}
+
+impl fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(digest) => write!(f, "{digest:016x}"),
+            Self::Secret(digest) => write!(f, "{SECRET}{digest:016x}"),
+        }
     }
 }
 
@@ -104,8 +163,8 @@ impl Likeness {
 pub(super) struct Pool {
     pub(super) likeness: Arc<Likeness>,
     pub(super) stage: Arc<Stage>,
-    /// Sixteen hexadecimal digits; with a number, the name of a copy.
-    pub(super) key: Arc<str>,
+    /// With a number, the name of a copy.
+    pub(super) key: PoolKey,
     /// Numbers of the copies that are ready.
     pub(super) ready: Vec<u64>,
     /// How many there should be.
@@ -114,7 +173,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Name of a copy on the stage.
-    pub(super) fn copy_name(key: &str, number: u64) -> String {
+    pub(super) fn copy_name(key: PoolKey, number: u64) -> String {
         format!("{key}-{number:x}")
     }
 
@@ -135,6 +194,14 @@ impl Pool {
     }
 }
 
+/// The index of an entry.
+pub(super) fn find(entries: &[Entry], resource: &ResourceId) -> Option<usize> {
+    if resource.kind != Kind::File {
+        return None;
+    }
+    entries.binary_search_by(|entry| entry.name.cmp(&resource.name)).ok()
+}
+
 impl Table {
     /// Whether some pool has not even half of its copies.
     pub(super) fn is_short(&self) -> bool {
@@ -145,7 +212,7 @@ impl Table {
 
     /// The index of an entry.
     pub(super) fn find(&self, resource: &ResourceId) -> Option<usize> {
-        self.entries.binary_search_by(|entry| entry.resource.cmp(resource)).ok()
+        find(&self.entries, resource)
     }
 
     /// Leaves a file alone until it is armed by an order that is given later.
@@ -174,8 +241,8 @@ impl Table {
     fn mark_withdrawn(&mut self, resource: &ResourceId) -> Withdrawn {
         let is_live = self.live;
         let Some(entry) = self.find(resource).and_then(|i| self.entries.get_mut(i)) else { return Withdrawn::WasNot };
-        let was_withdrawn = std::mem::replace(&mut entry.withdrawn, true);
-        if is_live && !was_withdrawn { Withdrawn::WasGuarded } else { Withdrawn::WasNot }
+        let pool = std::mem::replace(&mut entry.pool, WITHDRAWN);
+        if is_live && pool != WITHDRAWN { Withdrawn::WasGuarded } else { Withdrawn::WasNot }
     }
 
     /// Takes all pools out; nothing is guarded until there are others.
@@ -189,7 +256,7 @@ impl Table {
     /// Whether a file would be put back at once now.
     pub(super) fn guards(&self, resource: &ResourceId) -> bool {
         let entry = self.find(resource).and_then(|i| self.entries.get(i));
-        self.live && entry.is_some_and(|entry| !entry.withdrawn)
+        self.live && entry.is_some_and(|entry| entry.pool != WITHDRAWN)
     }
 
     pub(super) fn readiness(&self) -> super::Readiness {
@@ -198,11 +265,31 @@ impl Table {
         }
         let has_copy = |entry: &&Entry| {
             let pool = usize::try_from(entry.pool).ok().and_then(|i| self.pools.get(i));
-            !entry.withdrawn && pool.is_some_and(|pool| !pool.ready.is_empty())
+            pool.is_some_and(|pool| !pool.ready.is_empty())
         };
         super::Readiness {
             n_guarded: self.entries.iter().filter(has_copy).count(),
             n_copies: self.pools.iter().map(|pool| pool.ready.len()).sum(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_copy_says_its_pool_and_whether_it_is_secret() {
+        for (key, expected) in
+            [(PoolKey::Plain(0x2a), "000000000000002a-f"), (PoolKey::Secret(u64::MAX), "secretffffffffffffffff-f")]
+        {
+            let name = Pool::copy_name(key, 15);
+            assert_eq!(name, expected);
+            assert_eq!(PoolKey::of_copy(&name), Some(key));
+            assert_eq!(PoolKey::is_of_secret(&name), matches!(key, PoolKey::Secret(_)));
+        }
+        for other in ["", "-", "2a-f", "000000000000002A-f", "+00000000000002a-f", "000000000000002a", "secret-1"] {
+            assert_eq!(PoolKey::of_copy(other), None, "{other}");
         }
     }
 }

@@ -23,7 +23,7 @@ const LONGEST: Duration = Duration::from_secs(15 * 60);
 const STRIDE: u64 = 1024;
 
 /// What makes an entry a finding: any of these.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Traits {
     /// A regular file with the set-user-id bit.
     pub setuid: bool,

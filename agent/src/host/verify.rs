@@ -1,7 +1,7 @@
 //! Whether many declared files are exactly as declared, found out with as few system calls as the kernel allows.
 //!
 //! A file is in sync only when it was read, now, and all of it was equal: a regular file, every byte, owner, group, mode, no
-//! access control list, no file capability, the label where one is declared, and no flag that would keep it from being
+//! access control list, no file capability, the label that the host names where it names one, and no flag that would keep it from being
 //! repaired. What could not be told is [`Answer::Unknown`], which is never in sync.
 //!
 //! - Paths are resolved beneath the [`Root`], by its rules for links, one directory at a time; the last component is never
@@ -52,8 +52,6 @@ pub struct Entry {
     pub gid: u32,
     /// Permission bits.
     pub mode: Mode,
-    /// The SELinux label to insist on; `None` for what the host's own policy names, or any where there is none.
-    pub label: Option<std::sync::Arc<[u8]>>,
 }
 
 impl Entry {

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Argv, Desired, Ensure, Resource, ResourceId};
+use crate::resource::{Argv, Desired, Resource, ResourceId};
 
 pub mod blame;
 pub mod candidate;
 pub mod compile;
+pub mod compiled;
 pub mod diagnostic;
 pub mod edit;
 pub mod facts;
@@ -50,7 +51,7 @@ impl fmt::Display for Revision {
 }
 
 /// What becomes of resources that a policy declares no longer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Orphans {
     /// They are told of, and left as they are.
     #[default]
@@ -59,7 +60,8 @@ pub enum Orphans {
     Remove,
 }
 
-/// The compiled, acyclic graph of resources of one verified revision. Made only by [`compile::compile`].
+/// The compiled, acyclic graph of resources of one verified revision. Made by [`compile::compile`], or
+/// by [`compiled::load`] from what that made.
 #[derive(Debug, Clone)]
 pub struct DesiredState {
     revision: Revision,
@@ -76,7 +78,7 @@ pub struct DesiredState {
 }
 
 impl DesiredState {
-    /// Called by [`compile`] alone, with resources in an order in which every requirement comes first.
+    /// Called by [`compile`] and [`compiled`] alone, with resources in an order in which every requirement comes first.
     pub(crate) fn new(revision: Revision, name: String, resources: Vec<Resource>) -> Self {
         let mut by_id: Box<[u32]> =
             (0..u32::try_from(resources.len()).expect("a policy has bounded resources")).collect();
@@ -122,11 +124,9 @@ impl DesiredState {
         &self.revision
     }
 
-    /// Whether it holds secret content. Such a state is made anew from the policy each time, and lies on no disk.
+    /// Whether it holds anything secret. Such a state is made anew from the policy each time, and lies on no disk.
     pub fn holds_secrets(&self) -> bool {
-        self.resources.iter().any(|resource| {
-            matches!(&resource.desired, Desired::File(file) if matches!(&file.ensure, Ensure::Present(spec) if spec.content.is_secret()))
-        })
+        self.resources.iter().any(|resource| resource.desired.is_secret())
     }
 
     /// The policy's name.
@@ -156,8 +156,13 @@ impl DesiredState {
 
     /// One resource.
     pub fn get(&self, id: &ResourceId) -> Option<&Resource> {
+        self.resources.get(usize::try_from(self.index_of(id)?).ok()?)
+    }
+
+    /// The place of a resource among [`DesiredState::resources`].
+    pub(crate) fn index_of(&self, id: &ResourceId) -> Option<u32> {
         let found = self.by_id.binary_search_by_key(&Some(id), |i| id_at(&self.resources, *i)).ok()?;
-        self.resources.get(usize::try_from(*self.by_id.get(found)?).ok()?)
+        self.by_id.get(found).copied()
     }
 }
 

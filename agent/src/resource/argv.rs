@@ -18,8 +18,17 @@ const PLACEHOLDER: &str = "{}";
 const SHELL_WORDS: [&str; 10] = ["|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1", "2>/dev/null"];
 
 /// A program, by absolute path, and its arguments. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "Vec<String>")]
 pub struct Argv(Arc<[String]>);
+
+impl TryFrom<Vec<String>> for Argv {
+    type Error = InvalidArgv;
+
+    fn try_from(words: Vec<String>) -> Result<Self, InvalidArgv> {
+        Self::new(words)
+    }
+}
 
 /// Words that are no program with arguments.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -13,7 +13,7 @@ use crate::host::Host;
 pub const MAX_WAIVER: SignedDuration = SignedDuration::from_hours(366 * 24);
 
 /// A check.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// What is run, and how it ends when all is well.
     pub program: Program,
@@ -22,7 +22,7 @@ pub struct Desired {
 }
 
 /// Says that a failure is known and accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Waiver {
     /// Until when.
     pub until: Timestamp,

@@ -12,7 +12,7 @@ use crate::host::Host;
 use crate::host::exec::survivor::{self, Waited};
 
 /// A command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Its name in the policy.
     pub name: String,

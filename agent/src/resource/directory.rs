@@ -20,7 +20,7 @@ pub use beneath::Beneath;
 pub use rules::{Declared, Depth, Judge, Judgement, Purge, Recurse, Rules, shown};
 
 /// What a directory should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Where.
     pub path: AbsPath,
@@ -29,7 +29,7 @@ pub struct Desired {
 }
 
 /// The specification of a present directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spec {
     /// Owner, group and mode. A compiled policy holds equal ones once.
     pub ownership: Arc<Ownership>,

@@ -36,6 +36,21 @@ pub struct Spec {
     pub care: Care,
 }
 
+/// Files share contents, which only who writes or reads the whole policy can see to: see [`crate::policy::compiled`].
+const HAS_ITS_OWN_ROW: &str = "a file has a row of its own";
+
+impl serde::Serialize for Desired {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom(HAS_ITS_OWN_ROW))
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Desired {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom(HAS_ITS_OWN_ROW))
+    }
+}
+
 impl Desired {
     /// What the verification engine compares with; `None` for what is not to be there, or whose owner or group this host does
     /// not have.
@@ -51,15 +66,14 @@ impl Desired {
             uid: names.uid?,
             gid: names.gid?,
             mode: spec.ownership.mode,
-            label: None,
         })
     }
 }
 
 /// What differs when the content is as declared and only owner, group or mode may not be.
-pub fn permission_changes(spec: &Spec, metadata: &Metadata, names: Names) -> Vec<Change> {
+pub fn permission_changes(wanted: &Ownership, metadata: &Metadata, names: Names) -> Vec<Change> {
     let mut changes = Vec::new();
-    place::permission_changes(&mut changes, metadata, names, &spec.ownership);
+    place::permission_changes(&mut changes, metadata, names, wanted);
     changes
 }
 

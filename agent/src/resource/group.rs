@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::host::accounts::GroupEntry;
 
 /// What a group should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Its name.
     pub name: GroupName,
@@ -14,7 +14,7 @@ pub struct Desired {
 }
 
 /// The specification of a present group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spec {
     /// Numeric id; whatever the host chooses when `None`.
     pub gid: Option<u32>,

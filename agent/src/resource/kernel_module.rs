@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::host::kernel::Module;
 
 /// What a module should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Which.
     pub name: Name,
@@ -22,7 +22,7 @@ pub struct Desired {
 }
 
 /// What a module should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum State {
     /// Loaded now and at every boot.
     Loaded,
@@ -40,8 +40,17 @@ impl State {
 }
 
 /// The name of a module, with underscores.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct Name(Box<str>);
+
+impl TryFrom<String> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        Self::new(&text)
+    }
+}
 
 impl Name {
     /// Reads a name with dashes or underscores.

@@ -293,9 +293,7 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         _ => return Replaced::Nothing,
     };
     // What stands where a secret belongs may be the one before it. It is not kept in clear, and nobody could read it otherwise.
-    if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = desired
-        && spec.content.is_secret()
-    {
+    if desired.is_secret() {
         return Replaced::Nothing;
     }
     match &observation.node {
@@ -337,6 +335,28 @@ pub struct Watched {
 }
 
 impl Desired {
+    /// Whether it holds what the policy holds encrypted only.
+    pub fn is_secret(&self) -> bool {
+        match self {
+            Self::File(file) => matches!(&file.ensure, Ensure::Present(spec) if spec.content.is_secret()),
+            Self::User(user) => {
+                matches!(&user.ensure, Ensure::Present(spec) if matches!(spec.password, Some(user::Password::Secret(_))))
+            }
+            Self::Directory(_)
+            | Self::Symlink(_)
+            | Self::Group(_)
+            | Self::Package(_)
+            | Self::Service(_)
+            | Self::Setting(_)
+            | Self::Command(_)
+            | Self::Check(_)
+            | Self::Sweep(_)
+            | Self::Sysctl(_)
+            | Self::KernelModule(_)
+            | Self::Mount(_) => false,
+        }
+    }
+
     /// Files that the resource writes although its name is not their path.
     pub fn own_files(&self) -> Vec<AbsPath> {
         match self {

@@ -48,7 +48,7 @@ pub use stood::Stood;
 pub use text::{digest, hex, text_change};
 
 /// What a resource should be: there, with a specification, or not there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Ensure<T> {
     /// It exists and matches.
     Present(T),
@@ -57,7 +57,7 @@ pub enum Ensure<T> {
 }
 
 /// The desired state of one resource, by kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Desired {
     /// A regular file.
     File(file::Desired),
@@ -90,7 +90,7 @@ pub enum Desired {
 }
 
 /// What to do when a resource is found out of sync under an unchanged revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum OnDrift {
     /// Put it back.
     #[default]
@@ -102,7 +102,7 @@ pub enum OnDrift {
 }
 
 /// Whether a service that is owed something is to be restarted or reloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Notify {
     /// Reload if it can, otherwise restart; never start a stopped service.
     Reload,
@@ -164,7 +164,7 @@ pub enum Proof {
 }
 
 /// What few resources have: what a policy says about them for people, which changes nothing, and what has to confirm a change.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Notes {
     /// Free text.
     pub description: Option<String>,

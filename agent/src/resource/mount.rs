@@ -23,7 +23,7 @@ use fstab::Wanted;
 use units::Unit;
 
 /// What a mount point should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// The mount point.
     pub path: AbsPath,
@@ -32,7 +32,7 @@ pub struct Desired {
 }
 
 /// What should be at a mount point.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum State {
     /// Mounted now and at every boot.
     Mounted(Spec),
@@ -43,7 +43,7 @@ pub enum State {
 }
 
 /// How something is mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spec {
     /// At least these options.
     pub options: Vec<String>,

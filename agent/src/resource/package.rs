@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::host::packages::{PackageEntry, PackageStatus, Transaction};
 
 /// What a package should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Its name.
     pub name: PackageName,
@@ -16,7 +16,7 @@ pub struct Desired {
 }
 
 /// Which version should be installed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Version {
     /// Whichever is installed, or the manager's candidate.
     #[default]

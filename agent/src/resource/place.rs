@@ -10,7 +10,7 @@ use crate::host::root::{Extras, FileType, Keep, Metadata, Permissions, Put, Root
 pub const MAX_CONTENT: u64 = 16 * 1024 * 1024;
 
 /// Who owns something at a path, and what others may do with it, as the policy names them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Ownership {
     /// Owner; [`Principal::Agent`] when the policy names none.
     pub owner: Principal,

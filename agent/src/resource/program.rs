@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::host::exec::{self, Output, RunAs};
 
 /// A program with everything that it is run with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Program {
     /// Program and arguments.
     pub argv: Argv,

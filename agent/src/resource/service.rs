@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::host::units::{UnitStatus, UnitVerb};
 
 /// What a unit should be. A unit is never created or deleted by this kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// The unit, with suffix.
     pub unit: UnitName,
@@ -24,7 +24,7 @@ pub struct Desired {
 }
 
 /// Whether a unit starts at boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Enablement {
     /// `systemctl enable`.
     Enabled,
@@ -33,7 +33,7 @@ pub enum Enablement {
 }
 
 /// What a unit should be doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum RunState {
     /// Active.
     Running,

@@ -27,7 +27,7 @@ pub mod ssh;
 mod tests;
 
 /// What a file should say.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Where.
     pub path: AbsPath,
@@ -36,7 +36,7 @@ pub struct Desired {
 }
 
 /// What a file should say, and whose it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spec {
     /// The edits.
     pub edits: Edits,
@@ -51,7 +51,7 @@ pub struct Spec {
 }
 
 /// What to do where there is no file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Missing {
     /// Fail: whoever owns it has not brought it.
     Refuse,
@@ -60,7 +60,7 @@ pub enum Missing {
 }
 
 /// Edits, by format.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Edits {
     /// `KEY value`.
     Space(Vec<Entry>),
@@ -89,7 +89,7 @@ pub enum Edits {
 }
 
 /// One key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Entry {
     /// Its section; empty for what stands before the first, and in formats without sections.
     pub section: String,

@@ -25,16 +25,17 @@ const MAX_OWNERS: usize = 10;
 const MAX_PATH: usize = 300;
 
 /// A sweep.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// The rule.
     pub rule: Rule,
     /// The last result, while this policy is in force.
+    #[serde(skip)]
     last: Mutex<Option<(Instant, Findings)>>,
 }
 
 /// What is looked for, where, and what is done about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Rule {
     /// Directories.
     pub under: Vec<AbsPath>,
@@ -49,7 +50,7 @@ pub struct Rule {
 }
 
 /// What is done about what was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Mend {
     /// It is told.
     Report,

@@ -7,7 +7,7 @@ use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Observation, Ver
 use crate::host::root::Root;
 
 /// What a symbolic link should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Where the link is.
     pub path: AbsPath,

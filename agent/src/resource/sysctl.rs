@@ -20,7 +20,7 @@ use super::{
 use crate::host::Host;
 
 /// What a setting should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Which.
     pub key: Key,
@@ -33,7 +33,7 @@ pub struct Desired {
 }
 
 /// Whether the next boot is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Persist {
     /// By a file.
     File,
@@ -42,7 +42,7 @@ pub enum Persist {
 }
 
 /// What to do where the kernel has no such setting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Missing {
     /// Fail.
     Refuse,
@@ -54,8 +54,17 @@ pub enum Missing {
 ///
 /// As sysctl.d(5) reads names: when the first separator is a dot, dots separate and a slash stands for a dot inside a part; when it is
 /// a slash, the other way round. So `net.ipv4.conf.eth0/100.rp_filter` and `net/ipv4/conf/eth0.100/rp_filter` are one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct Key(Box<str>);
+
+impl TryFrom<String> for Key {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        Self::new(&text)
+    }
+}
 
 impl Key {
     /// Reads a name in either form.

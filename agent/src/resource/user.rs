@@ -23,7 +23,7 @@ pub(super) const FIRST_REGULAR_ID: u32 = 1000;
 pub(super) const NOBODY: u32 = 65534;
 
 /// What a user should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Desired {
     /// Its name.
     pub name: UserName,
@@ -32,7 +32,7 @@ pub struct Desired {
 }
 
 /// The specification of a present user. `None` means "as it is; at creation what the host chooses".
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spec {
     /// Numeric id.
     pub uid: Option<u32>,
@@ -57,7 +57,7 @@ pub struct Spec {
 }
 
 /// How declared supplementary groups compare with actual ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Membership {
     /// At least the declared ones.
     #[default]
@@ -67,12 +67,15 @@ pub enum Membership {
 }
 
 /// What the password should be. Never in clear.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Password {
     /// Locked: the hash kept behind a `!`, so that unlocking restores it.
     Locked,
     /// This crypt(3) hash.
     Hash(String),
+    /// This crypt(3) hash, which the policy holds encrypted only. It is never written but where hashes belong.
+    #[serde(skip)]
+    Secret(String),
 }
 
 impl std::fmt::Debug for Password {
@@ -80,12 +83,13 @@ impl std::fmt::Debug for Password {
         f.write_str(match self {
             Self::Locked => "Locked",
             Self::Hash(_) => "Hash(masked)",
+            Self::Secret(_) => "Secret",
         })
     }
 }
 
 /// Keys that may log in as the user.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct AuthorizedKeys {
     /// Whole lines, in the order of the policy.
     pub keys: Vec<String>,
@@ -187,7 +191,7 @@ fn creation(spec: &Spec) -> Vec<Change> {
         "password",
         spec.password.as_ref().map(|password| match password {
             Password::Locked => "locked".to_owned(),
-            Password::Hash(_) => "set".to_owned(),
+            Password::Hash(_) | Password::Secret(_) => "set".to_owned(),
         }),
     );
     add("authorized_keys", spec.authorized_keys.as_ref().map(|keys| join(keys.keys.iter().map(String::as_str))));
@@ -268,8 +272,8 @@ fn password_delta(wanted: &Password, found: Option<&Hash>) -> Option<(PasswordCh
     let (change, to) = match wanted {
         Password::Locked if found.is_some_and(|hash| hash.starts_with(['!', '*'])) => return None,
         Password::Locked => (PasswordChange::Lock, "locked"),
-        Password::Hash(hash) if found == Some(hash.as_str()) => return None,
-        Password::Hash(hash) => (PasswordChange::Set(Hash(hash.clone())), "set (as declared)"),
+        Password::Hash(hash) | Password::Secret(hash) if found == Some(hash.as_str()) => return None,
+        Password::Hash(hash) | Password::Secret(hash) => (PasswordChange::Set(Hash(hash.clone())), "set (as declared)"),
     };
     let detail = ChangeDetail::Opaque { from, to: Some(to.to_owned()) };
     Some((change, Change { attribute: "password".to_owned(), detail }))
@@ -332,7 +336,7 @@ fn apply_accounts(host: &mut Host, desired: &Desired, observation: &Observation<
             let password = match &spec.password {
                 // A new account has no password: it is locked already.
                 None | Some(Password::Locked) => return Ok(()),
-                Some(Password::Hash(hash)) => PasswordChange::Set(Hash(hash.clone())),
+                Some(Password::Hash(hash) | Password::Secret(hash)) => PasswordChange::Set(Hash(hash.clone())),
             };
             Ok(host.accounts.change_user(name, &UserChange { password: Some(password), ..UserChange::default() })?)
         }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod confirm;
+mod contents;
 mod damage;
 mod fights;
 mod metrics;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be prepared has failed")]
 
 mod compile;
+mod compiled;
 mod examples;
 mod laws;
 mod refusals;

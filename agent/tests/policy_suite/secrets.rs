@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rekindle::agent::revisions::{self, Contents};
+use rekindle::config::Paths;
 use rekindle::policy::compile::{Compiled, Inputs, compile};
+use rekindle::policy::compiled;
 use rekindle::policy::diagnostic::Diagnostics;
 use rekindle::policy::secret::{Keys, Secrets};
-use rekindle::policy::trust::{Trust, verify};
+use rekindle::policy::trust::{Trust, Verified, store, verify};
 use rekindle::resource::{Desired, Ensure};
 
 use crate::support::{facts, host, write_files};
 
 /// A policy in a directory, and a key beside it.
-struct Place {
+pub(crate) struct Place {
     dir: tempfile::TempDir,
     recipient: String,
 }
@@ -32,7 +35,7 @@ fn run(program: &str, arguments: &[&str], input: &[u8]) -> Output {
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let key = dir.path().join("age.key").display().to_string();
         assert!(run("age-keygen", &["-o", &key], b"").status.success());
@@ -57,14 +60,17 @@ impl Place {
         }
     }
 
-    fn keys(&self) -> Keys {
+    pub(crate) fn keys(&self) -> Keys {
         Keys::parse(&std::fs::read(self.at("age.key")).unwrap()).unwrap()
     }
 
-    fn compile(&self, secrets: &Secrets) -> Result<Compiled, Diagnostics> {
+    fn verified(&self) -> Verified {
         let candidate = rekindle::policy::candidate::from_directory(&self.at("policy")).unwrap();
-        let verified = verify(candidate, &Trust::Operator, jiff::Timestamp::UNIX_EPOCH).unwrap();
-        compile(&verified, &Inputs { facts: &facts(), roles: &[], host: Some(&host()), secrets })
+        verify(candidate, &Trust::Operator, jiff::Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    fn compile(&self, secrets: &Secrets) -> Result<Compiled, Diagnostics> {
+        compile(&self.verified(), &Inputs { facts: &facts(), roles: &[], host: Some(&host()), secrets })
     }
 }
 
@@ -143,6 +149,46 @@ fn what_is_wrong_with_secrets() {
         place.compile(&Secrets::Missing("there is no `/etc/rekindle/age.key`".into())).unwrap_err().to_string();
     assert!(missing.contains("`secrets/token.age` cannot be decrypted: this host has no key"), "{missing}");
     assert!(missing.contains("hint: there is no `/etc/rekindle/age.key`"), "{missing}");
+}
+
+/// Whatever the agent keeps of a policy lies on the disk in clear, so nothing is kept of one that holds a secret.
+#[test]
+fn threat_a_secret_in_what_a_policy_compiles_to() {
+    let place = Place::new();
+    let paths = Paths {
+        root: place.at("root"),
+        state: place.at("state"),
+        runtime: place.at("run"),
+        program: env!("CARGO_BIN_EXE_rekindle").into(),
+    };
+    place.encrypt("token", b"hunter2", &[]);
+    place.encrypt("hash", HASH.as_bytes(), &[]);
+    let secrets = Secrets::With(place.keys());
+    let (facts, host) = (facts(), host());
+    let inputs = Inputs { facts: &facts, roles: &[], host: Some(&host), secrets: &secrets };
+    for (declared, is_secret) in [
+        ("[file.'/etc/a']\nsecret = 'token'\n", true),
+        ("[file.'/etc/a']\ntemplate = 'a.j2'\n", true),
+        ("[user.ops]\nhome = '/home/ops'\npassword = { secret = 'hash' }\n", true),
+        ("[file.'/etc/a']\ncontent = 'x'\n", false),
+    ] {
+        place.policy(&format!("{declared}[file.'/etc/b']\ncontent = 'x'\n"), &[("a.j2", "{{ secret('token') }}")]);
+        let verified = place.verified();
+        let home = store(&verified, &paths.policies()).unwrap();
+        // What a form of before would be, had the policy held no secret for other facts.
+        write_files(&home, &[("compiled", b"of before")]);
+        let in_force = revisions::load(&paths, verified.revision(), &inputs, Contents::OnDisk).unwrap();
+        assert_eq!(in_force.state.holds_secrets(), is_secret, "{declared}");
+        assert_eq!(in_force.store.is_none(), is_secret, "{declared}");
+        assert_eq!(home.join("compiled").exists(), !is_secret, "{declared}");
+        let key = compiled::Key::new("program", verified.revision(), &inputs);
+        let written = compiled::write(&home, &key, None, &in_force.state);
+        assert_eq!(written.is_err(), is_secret, "{declared} {written:?}");
+        assert_eq!(std::fs::read_dir(&home).unwrap().count(), if is_secret { 2 } else { 3 }, "{declared}");
+        for secret in [&b"hunter2"[..], HASH.as_bytes()] {
+            assert_eq!(holders(place.dir.path(), secret), Vec::<PathBuf>::new(), "{declared}");
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rekindle::agent::revisions::{Consideration, Revisions, consider};
+use rekindle::agent::revisions::{Consideration, Contents, Revisions, consider};
 use rekindle::config::{Paths, TrustSettings};
 use rekindle::policy::compile::Inputs;
 use rekindle::policy::facts::Facts;
@@ -49,7 +49,7 @@ impl Host {
         self.repository.git(&["clone", "-q", "--bare", ".", target.to_str().unwrap()]);
         let facts = Facts::default();
         let inputs = Inputs { facts: &facts, roles: &[], host: None, secrets: &Secrets::Unread };
-        consider(&self.paths, &self.trust, revisions, commit, &inputs, now())
+        consider(&self.paths, &self.trust, revisions, commit, &inputs, Contents::OnDisk, now())
     }
 
     #[track_caller]

@@ -168,7 +168,7 @@ impl Engine {
         let entry = |file: usize| {
             let content = contents.get(tree.class(file)).context("a content")?;
             let (path, mode) = (AbsPath::new(&tree.path(file))?, Mode::from_bits(tree::MODE));
-            Ok(Entry { path, content: content.clone(), uid, gid, mode, label: None })
+            Ok(Entry { path, content: content.clone(), uid, gid, mode })
         };
         let mut entries = (0..tree.n_files).map(entry).collect::<Result<Vec<Entry>>>()?;
         verify::sort(&mut entries);

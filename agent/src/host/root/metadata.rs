@@ -92,7 +92,7 @@ impl std::fmt::Display for Flags {
 }
 
 /// Owner, group and mode to give to something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Permissions {
     /// Owner id.
     pub uid: u32,

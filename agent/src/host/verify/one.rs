@@ -19,11 +19,6 @@ pub(super) const CHUNK: usize = 128 * 1024;
 /// The kernel's limit of a list of attribute names.
 const MAX_NAMES: usize = 64 * 1024;
 
-/// Longest label: what the kernel allows one attribute to be.
-const MAX_LABEL: usize = 64 * 1024;
-
-const LABEL: &str = "security.selinux";
-
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 
 /// Never waits, never follows, never becomes a controlling terminal, and leaves no trace in the access time.
@@ -106,8 +101,8 @@ impl Buffers {
 }
 
 impl Buffers {
-    pub(super) fn only_declared(&mut self, file: &OwnedFd, entry: &Entry) -> Result<bool, Errno> {
-        has_only_declared_attributes(file, entry, &mut self.names)
+    pub(super) fn only_declared(&mut self, file: &OwnedFd) -> Result<bool, Errno> {
+        has_only_declared_attributes(file, &mut self.names)
     }
 }
 
@@ -141,7 +136,7 @@ pub(super) fn verify_open(file: &OwnedFd, entry: &Entry, buffers: &mut Buffers) 
         Err(errno) => return Answer::Unknown(errno),
     };
     match has_content(file, &entry.content, &mut buffers.content)
-        .and_then(|equal| if equal { has_only_declared_attributes(file, entry, &mut buffers.names) } else { Ok(false) })
+        .and_then(|equal| if equal { has_only_declared_attributes(file, &mut buffers.names) } else { Ok(false) })
     {
         Ok(true) => Answer::InSync(seen),
         Ok(false) => Answer::Differs,
@@ -202,30 +197,14 @@ fn has_content(file: &OwnedFd, content: &Content, buffer: &mut [u8]) -> Result<b
     }
 }
 
-/// Whether no attribute grants what is not declared, and the label is the declared one.
-fn has_only_declared_attributes(file: &OwnedFd, entry: &Entry, names: &mut [u8]) -> Result<bool, Errno> {
+/// Whether no attribute grants what is not declared.
+fn has_only_declared_attributes(file: &OwnedFd, names: &mut [u8]) -> Result<bool, Errno> {
     let n_names = match rustix::fs::flistxattr(file, &mut *names) {
         Ok(n_names) => n_names,
         Err(Errno::NOTSUP) => 0,
         Err(errno) => return Err(errno),
     };
-    let listed = names.get(..n_names).unwrap_or_default();
-    if noteworthy(listed) != Noteworthy::default() {
-        return Ok(false);
-    }
-    let Some(label) = &entry.label else { return Ok(true) };
-    let mut value = vec![0; MAX_LABEL.min(label.len().saturating_add(2))];
-    match rustix::fs::fgetxattr(file, LABEL, value.as_mut_slice()) {
-        Ok(length) => Ok(unterminated(value.get(..length).unwrap_or_default()) == unterminated(label)),
-        // There is none, or it is longer than the declared one.
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// A label is kept with a NUL at its end or without one, and means the same.
-fn unterminated(label: &[u8]) -> &[u8] {
-    label.strip_suffix(&[0]).unwrap_or(label)
+    Ok(noteworthy(names.get(..n_names).unwrap_or_default()) == Noteworthy::default())
 }
 
 /// The directory of the last entry.

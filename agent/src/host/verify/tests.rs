@@ -64,7 +64,7 @@ impl Fixture {
 fn entry(path: &str, content: &str) -> Entry {
     let (uid, gid) = crate::host::current_ids();
     let content = Content::new(content.as_bytes());
-    Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644), label: None }
+    Entry { path: AbsPath::new(path).unwrap(), content, uid, gid, mode: Mode::from_bits(0o644) }
 }
 
 fn is_in_sync(answer: Answer) -> bool {
@@ -104,7 +104,6 @@ fn a_file_is_in_sync_only_with_every_byte_owner_group_and_mode() {
         Entry { uid: good.uid + 1, ..good.clone() },
         Entry { gid: good.gid + 1, ..good.clone() },
         Entry { mode: Mode::from_bits(0o4644), ..good.clone() },
-        Entry { label: Some(Arc::from(&b"system_u:object_r:none_t:s0"[..])), ..good.clone() },
     ] {
         assert_eq!(f.answer(&wrong), Answer::Differs, "{wrong:?}");
     }
@@ -163,27 +162,6 @@ fn what_grants_more_than_the_mode_says_differs() {
             assert_eq!(answer, Answer::Differs, "{flag:?}");
         }
     }
-}
-
-#[test]
-fn a_label_is_compared_when_one_is_declared() {
-    let f = Fixture::new();
-    f.write("/a", "x");
-    let label = b"system_u:object_r:etc_t:s0\0";
-    if !is_root() {
-        return;
-    }
-    // Without SELinux the kernel keeps the attribute like any other.
-    if rustix::fs::setxattr(f.host("/a"), "security.selinux", label, XattrFlags::empty()).is_err() {
-        assert!(fs::exists("/sys/fs/selinux/enforce").unwrap(), "only SELinux itself refuses a label");
-        return;
-    }
-    let with = |label: &[u8]| f.answer(&Entry { label: Some(Arc::from(label)), ..entry("/a", "x") });
-    assert!(is_in_sync(with(label)));
-    assert!(is_in_sync(with(b"system_u:object_r:etc_t:s0")));
-    assert_eq!(with(b"system_u:object_r:shadow_t:s0"), Answer::Differs);
-    assert_eq!(with(b"system_u:object_r:etc_t"), Answer::Differs);
-    assert!(is_in_sync(f.answer(&entry("/a", "x"))), "any label will do where none is declared");
 }
 
 #[test]

@@ -16,8 +16,8 @@ const ALIASES: [(&str, &str); 6] = [
     ("/lib64/", "/usr/lib64/"),
 ];
 
-/// Tells each directory with rules what is declared beneath it.
-pub(super) fn declare(resources: &mut [Resource]) {
+/// Tells each directory with rules what is declared beneath it. Their names are those of the resources.
+pub(in crate::policy) fn declare(resources: &mut [Resource]) {
     let has_rules = |resource: &Resource| matches!(&resource.desired, Desired::Directory(d) if d.rules().is_some());
     if !resources.iter().any(has_rules) {
         return;

@@ -512,7 +512,7 @@ impl<'a, 'v> Reader<'a, 'v> {
             return Ok(Some(user::Password::Locked));
         }
         match std::str::from_utf8(&bytes).map(str::trim_end) {
-            Ok(hash) if is_crypt_hash(hash) => Ok(Some(user::Password::Hash(hash.to_owned()))),
+            Ok(hash) if is_crypt_hash(hash) => Ok(Some(user::Password::Secret(hash.to_owned()))),
             Ok(_) | Err(_) => {
                 let title = format!("the secret `{}` is not a crypt(3) hash", name.text);
                 self.out.push(

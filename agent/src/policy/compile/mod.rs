@@ -26,7 +26,7 @@
 //! - removals the other way round: a directory after what is removed from it, a group after the user of its name,
 //!   a package after its service is stopped
 
-mod beneath;
+pub(super) mod beneath;
 mod check;
 mod load;
 mod lower;

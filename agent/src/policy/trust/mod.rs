@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 pub use openpgp::{Gpgv, Keyring, Question};
 pub use signers::AllowedSigners;
+pub(in crate::policy) use store::{check_owned, check_owner};
 pub use store::{forget, load_stored, store};
 
 use super::Revision;

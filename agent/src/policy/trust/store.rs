@@ -107,8 +107,13 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> T
 }
 
 /// Refuses what another user may have put there: the tree was verified by us, or it is nothing.
-fn check_owned(path: &Path) -> Result<(), TrustError> {
+pub(in crate::policy) fn check_owned(path: &Path) -> Result<(), TrustError> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("look at", path))?;
+    check_owner(path, &metadata)
+}
+
+/// As [`check_owned`], for what was looked at already.
+pub(in crate::policy) fn check_owner(path: &Path, metadata: &fs::Metadata) -> Result<(), TrustError> {
     let why = if metadata.file_type().is_symlink() {
         "is a symbolic link"
     } else if metadata.uid() != rustix::process::geteuid().as_raw() {

@@ -16,18 +16,19 @@ use crate::host::stage::FOREIGN_STAGE;
 use crate::resource::{AbsPath, Mode, Principal};
 
 /// What holds beneath a directory.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Rules {
     /// What is not declared is removed.
     pub purge: Option<Purge>,
     /// Who owns what is beneath, and with which modes.
     pub recurse: Option<Recurse>,
-    /// What the policy declares there.
+    /// What the policy declares there: known from its other resources.
+    #[serde(skip)]
     pub declared: Declared,
 }
 
 /// What is removed when nobody declares it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Purge {
     /// How far down.
     pub depth: Depth,
@@ -38,7 +39,7 @@ pub struct Purge {
 }
 
 /// How far down a directory is purged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Depth {
     /// Nothing is: a purge of a directory above ends here.
     Nothing,
@@ -49,7 +50,7 @@ pub enum Depth {
 }
 
 /// Owner, group and modes of what is beneath; `None` is not looked at. Links and special files are left alone.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Recurse {
     /// Owner of all.
     pub owner: Option<Principal>,

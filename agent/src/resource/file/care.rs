@@ -6,7 +6,7 @@ use crate::resource::place::{Node, Observed};
 use crate::resource::{AbsPath, Ensure, Observation};
 
 /// What to do where a regular file is not simply replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Care {
     /// A symbolic link at the path.
     pub symlink: Symlink,
@@ -17,7 +17,7 @@ pub struct Care {
 }
 
 /// What to do about a symbolic link at a file's path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Symlink {
     /// The file takes its place; what it led to is not touched.
     #[default]
@@ -29,7 +29,7 @@ pub enum Symlink {
 }
 
 /// What to do about a file with several names that is out of sync.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub enum HardLink {
     /// It is replaced under this name; the others keep what they have.
     #[default]
@@ -41,7 +41,7 @@ pub enum HardLink {
 }
 
 /// What to do where declared content came out empty and the file has some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Empty {
     /// The file is emptied: the policy says so.
     #[default]

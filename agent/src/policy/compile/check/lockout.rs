@@ -159,7 +159,7 @@ fn can_log_in(graph: &Graph<'_, '_>, account: &user::Desired) -> bool {
         return true;
     }
     match &spec.password {
-        Some(user::Password::Hash(_)) => true,
+        Some(user::Password::Hash(_) | user::Password::Secret(_)) => true,
         Some(user::Password::Locked) => false,
         // As it is: an account that is made now has none.
         None => may_exist(graph, account.name.as_str()),
