@@ -140,7 +140,8 @@ impl Worker {
         }
         // What is in a directory goes before the directory, a user before its group.
         resources.sort_by_key(|resource| (resource.id.kind == Kind::Group, std::cmp::Reverse(resource.id.name.len())));
-        let state = DesiredState::new(in_force.state.revision().clone(), in_force.state.name().to_owned(), resources);
+        let state = DesiredState::new(in_force.state.revision().clone(), in_force.state.name().to_owned(), resources)
+            .with_lock_out(in_force.state.lock_out().clone());
         let pauses = match self.record.pauses(now) {
             Ok(pauses) => pauses,
             Err(error) => return self.warn(chain(&error)),

@@ -8,6 +8,7 @@
 
 mod commands;
 mod files;
+mod lockout;
 mod packages;
 mod pay;
 mod purge;
@@ -22,6 +23,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::lockout::Cleared;
 use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
 use crate::actor::Actor;
 use crate::config::Mode;
@@ -61,6 +63,12 @@ struct Run<'a, 'c> {
     reports: Vec<ResourceReport>,
     /// Index into `reports`.
     done: HashMap<ResourceId, usize>,
+    /// What would have closed the last way in, and waits until everything else is done.
+    postponed: BTreeSet<ResourceId>,
+    /// Whether everything else is done.
+    is_last: bool,
+    /// Read when it is first asked for.
+    cleared: Option<Cleared>,
     /// Outcomes of packages that were changed together with an earlier one.
     ahead: HashMap<ResourceId, ResourceReport>,
 }
@@ -89,6 +97,9 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         looked: validate::Looked::default(),
         reports: Vec::new(),
         done: HashMap::new(),
+        postponed: BTreeSet::new(),
+        is_last: false,
+        cleared: None,
         ahead: HashMap::new(),
     };
     if request.mode == Mode::Enforce {
@@ -96,6 +107,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         run.remove_strays();
     }
     let interrupted = run.visit_all();
+    run.remember_cleared();
     let debts = run.pay_debts(interrupted);
     // What the changes owed has been paid: from now on a proof says something.
     if let Err(e) = run.context.record.open_windows(Timestamp::now()) {
@@ -184,16 +196,26 @@ impl<'a> Run<'a, '_> {
         self.verify_files();
         self.selected = targets(&self.request.scope).map(|targets| self.select(targets));
         self.select_owed();
-        for resource in desired.resources() {
-            if self.selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
-                continue;
+        // What may close the last way in comes last: by then it shows whether another one was opened.
+        for is_last in [false, true] {
+            self.is_last = is_last;
+            let postponed = std::mem::take(&mut self.postponed);
+            for resource in desired.resources() {
+                let is_selected = self.selected.as_ref().is_none_or(|selected| selected.contains(&resource.id));
+                if !is_selected || (is_last && !postponed.contains(&resource.id)) {
+                    continue;
+                }
+                if self.context.stop.load(Ordering::SeqCst) {
+                    return true;
+                }
+                match self.visit(resource) {
+                    Some(report) => {
+                        self.done.insert(resource.id.clone(), self.reports.len());
+                        self.reports.push(report);
+                    }
+                    None => drop(self.postponed.insert(resource.id.clone())),
+                }
             }
-            if self.context.stop.load(Ordering::SeqCst) {
-                return true;
-            }
-            let report = self.visit(resource);
-            self.done.insert(resource.id.clone(), self.reports.len());
-            self.reports.push(report);
         }
         false
     }
@@ -220,23 +242,27 @@ impl<'a> Run<'a, '_> {
         look(self.context.host, &mut self.snapshot, self.request.desired, resource)
     }
 
-    fn visit(&mut self, resource: &'a Resource) -> ResourceReport {
+    /// `None` for what is put off until everything else is done.
+    fn visit(&mut self, resource: &'a Resource) -> Option<ResourceReport> {
         if let Some(report) = self.ahead.remove(&resource.id) {
-            return report;
+            return Some(report);
+        }
+        if self.waits_for_postponed(resource) {
+            return None;
         }
         if let Some(blocked_by) = self.blocker(resource) {
-            return report(resource, None, Outcome::Skipped { blocked_by });
+            return Some(report(resource, None, Outcome::Skipped { blocked_by }));
         }
         let owed = self.owed_runs(resource);
         if let Some(blocked_by) = self.unsettled_input(resource, &owed) {
-            return report(resource, None, Outcome::Skipped { blocked_by });
+            return Some(report(resource, None, Outcome::Skipped { blocked_by }));
         }
         if self.is_verified(&resource.id) {
-            return report(resource, None, Outcome::Unchanged);
+            return Some(report(resource, None, Outcome::Unchanged));
         }
         let (sighting, verdict) = match self.looks.remove(&resource.id) {
             Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch && owed.is_empty() => {
-                return report(resource, None, Outcome::Unchanged);
+                return Some(report(resource, None, Outcome::Unchanged));
             }
             Some(Look { epoch, sighting: Some(sighting), verdict }) if epoch == self.epoch => (sighting, verdict),
             Some(_) | None => self.look(resource),
@@ -244,9 +270,13 @@ impl<'a> Run<'a, '_> {
         let (sighting, verdict) = self.claim(resource, sighting, verdict);
         let verdict = commands::with_debt(resource, &sighting, verdict, &owed);
         let began = Timestamp::now();
-        let report = self.act(resource, sighting, verdict);
+        let report = match self.locks_out(resource, &sighting, &verdict) {
+            Some(_) if !self.is_last => return None,
+            Some(why) => self.refuse(resource, verdict, why),
+            None => self.act(resource, sighting, verdict),
+        };
         self.settle_runs(resource, &owed, &report.outcome, began);
-        report
+        Some(report)
     }
 
     /// Does what a verdict calls for.

@@ -14,10 +14,12 @@ use crate::policy::DesiredState;
 use crate::record::Record;
 use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
 
+mod access;
 mod apply;
 pub mod confirm;
 mod first;
 pub mod health;
+mod lockout;
 pub mod plan;
 pub mod report;
 
@@ -107,6 +109,9 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
         selected
     });
     let mut findings = Vec::new();
+    let cleared = lockout::Cleared::recall(record);
+    let mut after = lockout::After::default();
+    let mut postponed = Vec::new();
     for resource in desired.resources() {
         if selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
             continue;
@@ -128,6 +133,14 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
         let held = told.or(held).or_else(|| resource::excess(&resource.desired, &sighting));
         let refused = || resource::refusal(&resource.desired, &sighting).map(|(why, _)| why);
         let held = held.or_else(refused);
+        let wants_a_look = matches!(verdict, Verdict::Drift(_))
+            && held.is_none()
+            && cleared.wants_a_look(desired.lock_out(), request.cause, desired.revision(), resource);
+        let mut refuses =
+            || lockout::refuses(host, &mut snapshot, desired.lock_out(), &mut after, (resource, &sighting));
+        if wants_a_look && refuses().is_some() {
+            postponed.push((findings.len(), resource, sighting));
+        }
         findings.push(plan::Finding {
             resource,
             verdict,
@@ -135,6 +148,12 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             validator: desired.validator(&resource.id),
             runs: desired.owes_runs(&resource.id),
         });
+    }
+    for (index, resource, sighting) in postponed {
+        let why = lockout::refuses(host, &mut snapshot, desired.lock_out(), &mut after, (resource, &sighting));
+        if let Some(finding) = findings.get_mut(index) {
+            finding.held = why;
+        }
     }
     let debts = match record.map(Record::debts) {
         None => Vec::new(),

@@ -6,6 +6,7 @@ mod debts;
 mod faults;
 mod labels;
 mod laws;
+mod lockout;
 mod modules;
 mod mounts;
 mod paths;

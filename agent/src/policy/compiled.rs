@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 
 use super::compile::{Inputs, beneath};
 use super::trust::{self, TrustError};
-use super::{DesiredState, Orphans, Revision};
+use super::{DesiredState, LockOut, Orphans, Revision};
 use crate::resource::content::{self, Print, Store};
 use crate::resource::place::Ownership;
 use crate::resource::{
@@ -111,6 +111,7 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> C
 struct Head<'a> {
     name: &'a str,
     orphans: Orphans,
+    lock_out: LockOut,
     signer: Option<&'a str>,
     /// The key of the prints.
     key: [u64; 4],
@@ -225,7 +226,7 @@ fn write_to(path: &Path, key: &Key, signer: Option<&str>, state: &DesiredState) 
         return Err(CompiledError::Secret);
     }
     // Here, and of each resource, all is named one by one: what is added has to be added here, or the next start would lose it.
-    let DesiredState { revision: _, name, resources: all, by_id: _, orphans, validators, runs: _ } = state;
+    let DesiredState { revision: _, name, resources: all, by_id: _, orphans, lock_out, validators, runs: _ } = state;
     let mut contents = Numbers::new();
     let mut ownerships = Numbers::new();
     let mut sources = Numbers::new();
@@ -280,6 +281,7 @@ fn write_to(path: &Path, key: &Key, signer: Option<&str>, state: &DesiredState) 
     let head = Head {
         name,
         orphans: *orphans,
+        lock_out: lock_out.clone(),
         signer,
         key: print_key,
         contents: rows,
@@ -407,7 +409,7 @@ fn state(revision: &Revision, head: Head<'_>, store: &Arc<Store>, mut at: u64, n
     }
     beneath::declare(&mut resources);
     let state = DesiredState::new(revision.clone(), head.name.to_owned(), resources);
-    Some(state.with_orphans(head.orphans).with_validators(validators))
+    Some(state.with_orphans(head.orphans).with_lock_out(head.lock_out).with_validators(validators))
 }
 
 fn at_number<T>(all: &[T], number: u32) -> Option<&T> {

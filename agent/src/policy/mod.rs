@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Argv, Desired, Resource, ResourceId};
+use crate::resource::{Argv, Desired, Resource, ResourceId, UserName};
 
 pub mod blame;
 pub mod candidate;
@@ -60,6 +60,15 @@ pub enum Orphans {
     Remove,
 }
 
+/// What a policy says about steps that would leave nobody who can log in and become root.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct LockOut {
+    /// Whether such steps are meant, and taken.
+    pub is_meant: bool,
+    /// Accounts of which one has to keep its way in; any account will do when there are none.
+    pub break_glass: Vec<UserName>,
+}
+
 /// The compiled, acyclic graph of resources of one verified revision. Made by [`compile::compile`], or
 /// by [`compiled::load`] from what that made.
 #[derive(Debug, Clone)]
@@ -71,6 +80,7 @@ pub struct DesiredState {
     /// the resources of a long policy.
     by_id: Box<[u32]>,
     orphans: Orphans,
+    lock_out: LockOut,
     /// What looks at the candidates of the few resources that say so.
     validators: BTreeMap<ResourceId, Argv>,
     /// The commands that are owed a run by the change of a resource.
@@ -97,6 +107,7 @@ impl DesiredState {
             resources: resources.into_boxed_slice(),
             by_id,
             orphans: Orphans::Report,
+            lock_out: LockOut::default(),
             validators: BTreeMap::new(),
             runs,
         }
@@ -110,6 +121,16 @@ impl DesiredState {
     /// What becomes of what it leaves out.
     pub fn orphans(&self) -> Orphans {
         self.orphans
+    }
+
+    /// The same, with a rule for steps that would lock everybody out.
+    pub(crate) fn with_lock_out(self, lock_out: LockOut) -> Self {
+        Self { lock_out, ..self }
+    }
+
+    /// What it says about steps that would lock everybody out.
+    pub fn lock_out(&self) -> &LockOut {
+        &self.lock_out
     }
 
     /// Has these look at what the resources are to become, before they do.

@@ -376,6 +376,16 @@ const POLICY: &[Attribute] = &[
         Shape::Word(&["report", "remove"]),
         "What becomes of resources that the policy declares no longer. Default `report`: they stay as they are.",
     ),
+    attribute(
+        "lock_out",
+        Shape::Word(&["refuse", "allow"]),
+        "What becomes of a step after which nobody would be known to be able to log in and become root. Default `refuse`.",
+    ),
+    attribute(
+        "break_glass",
+        Shape::Texts,
+        "Accounts of which one has to keep its way in, whatever others can do. Default: any account will do.",
+    ),
     // Written below [policy], as most people will, the key belongs to that table.
     attribute("include", Shape::Includes, INCLUDE_DOC),
 ];

@@ -4,6 +4,7 @@
 //! in part. What lies in the user's home directory is written by [`keys`], which distrusts it.
 
 mod keys;
+mod project;
 
 use std::collections::BTreeSet;
 
@@ -15,6 +16,7 @@ use crate::host::Host;
 use crate::host::accounts::{AccountDb, Hash, NewUser, PasswordChange, UserChange, UserEntry};
 
 pub use keys::KeysObserved;
+pub use project::project;
 
 /// Accounts below this id belong to the system and are never removed.
 pub(super) const FIRST_REGULAR_ID: u32 = 1000;

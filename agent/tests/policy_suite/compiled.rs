@@ -16,6 +16,8 @@ const EVERYTHING: &str = r#"
 [policy]
 name = "everything"
 orphans = "remove"
+lock_out = "allow"
+break_glass = ["deploy"]
 
 [user.deploy]
 group = "adm"
@@ -172,6 +174,8 @@ fn what_is_read_back_is_what_was_compiled() {
     assert_eq!(kept.signer.as_deref(), Some("ops@example.org"));
     assert_eq!(kept.state.name(), "everything");
     assert_eq!(kept.state.orphans(), Orphans::Remove);
+    assert_eq!(kept.state.lock_out(), fixture.state.lock_out());
+    assert!(kept.state.lock_out().is_meant);
     assert_eq!(kept.state.revision(), fixture.state.revision());
     assert_eq!(kept.state.resources(), fixture.state.resources());
     for resource in fixture.state.resources() {

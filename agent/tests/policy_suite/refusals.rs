@@ -312,6 +312,10 @@ fn lock_outs() {
             // Touches access without taking it: a warning.
             ("[file.'/etc/ssh/sshd_config']\ncontent = 'PermitRootLogin no'\n", &["lock-out"]),
             (&with_admin("[user.ops2]\nshell = '/usr/sbin/nologin'\n"), &[]),
+            // It is meant, or somebody has to keep their way in.
+            (&format!("[policy]\nlock_out = 'allow'\n{sudoers}"), &[]),
+            ("[policy]\nlock_out = 'yes'\n", &["unknown-value"]),
+            ("[policy]\nbreak_glass = ['ops', 'Not A Name']\n[user.ops]\nstate = 'absent'\n", &["value", "lock-out"]),
         ],
     );
 }

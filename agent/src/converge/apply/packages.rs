@@ -74,7 +74,7 @@ impl<'a> Run<'a, '_> {
                 && resource.id != *first_id
                 && !self.done.contains_key(&resource.id)
                 && self.selected.as_ref().is_none_or(|selected| selected.contains(&resource.id));
-            if !is_candidate || left_alone(self.request, resource).is_some() {
+            if !is_candidate || left_alone(self.request, resource).is_some() || self.may_lock_out(resource) {
                 continue;
             }
             let ready = resource.requires.iter().all(|id| {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::host::accounts::{GroupEntry, Hash, UserEntry};
+use crate::policy::LockOut;
 
 /// A host with the groups `adm` and `web`, and the user `deploy` whose files belong to whoever runs the test.
 fn world() -> World {
@@ -32,7 +33,9 @@ fn world() -> World {
 #[track_caller]
 fn check(world: &mut World, resource: Resource, expected: &str, attributes: &[&str]) {
     let id = resource.id.clone();
-    let desired = desired(vec![resource]);
+    // One of these users is whoever runs the test, who may be root.
+    let rule = LockOut { is_meant: true, break_glass: Vec::new() };
+    let desired = desired(vec![resource]).with_lock_out(rule);
     let before = world.fakes.accounts.n_changes();
     let report = world.converge(&desired);
     assert_eq!(outcomes(&report), [format!("{expected} {id}")], "{report:?}");

@@ -229,7 +229,7 @@ fn read_file(root: &Root, path: &str) -> Result<(String, Metadata), AccountError
 }
 
 /// Parses the three databases.
-pub(super) fn parse(passwd: &str, shadow: &str, group: &str) -> AccountDb {
+pub(crate) fn parse(passwd: &str, shadow: &str, group: &str) -> AccountDb {
     let mut db = AccountDb::default();
     let hashes: std::collections::HashMap<&str, &str> =
         rows(shadow).filter_map(|row| row.split_once(':')).map(|(name, rest)| (name, first_field(rest))).collect();

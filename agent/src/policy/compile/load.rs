@@ -8,10 +8,10 @@ use minijinja::value::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::policy::Orphans;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place, Source};
 use crate::policy::schema::{self, Fields, Text};
 use crate::policy::template::Engine;
+use crate::policy::{LockOut, Orphans};
 use crate::resource::{AbsPath, GroupName, InvalidName, Kind, PackageName, ResourceId, RuleName, UnitName, UserName};
 
 /// The file that a policy begins with.
@@ -50,6 +50,9 @@ pub(super) struct Declaration<'v> {
 pub(super) struct Loaded<'v> {
     pub(super) policy_name: String,
     pub(super) orphans: Orphans,
+    pub(super) lock_out: LockOut,
+    /// Where accounts that have to keep their way in are named.
+    pub(super) break_glass: Vec<Place>,
     /// What exists on this host, in the order of the policy.
     pub(super) active: Vec<Declaration<'v>>,
     /// What does not, because a condition is false.
@@ -323,6 +326,8 @@ pub(super) fn declarations<'v>(
     let mut loaded = Loaded {
         policy_name: "policy".to_owned(),
         orphans: Orphans::Report,
+        lock_out: LockOut::default(),
+        break_glass: Vec::new(),
         active: Vec::new(),
         inactive: HashMap::new(),
         damaged: documents.is_empty() || documents.iter().any(|document| document.damaged),
@@ -466,6 +471,20 @@ fn read_policy(fields: &Fields<'_>, loaded: &mut Loaded<'_>, out: &mut Diagnosti
     }
     if fields.text("orphans").is_some_and(|word| word.text == "remove") {
         loaded.orphans = Orphans::Remove;
+    }
+    loaded.lock_out.is_meant = fields.text("lock_out").is_some_and(|word| word.text == "allow");
+    for account in fields.texts("break_glass").unwrap_or_default() {
+        match UserName::new(account.text) {
+            Ok(name) => {
+                loaded.lock_out.break_glass.push(name);
+                loaded.break_glass.push(account.place);
+            }
+            Err(error) => out.push(
+                Diagnostic::error("value", format!("`{}` cannot be a user", account.text))
+                    .at(account.place, error.why)
+                    .expected("the name of an account"),
+            ),
+        }
     }
     let Some(requires) = fields.text("requires") else { return };
     let version = env!("CARGO_PKG_VERSION");

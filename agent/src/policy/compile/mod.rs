@@ -155,6 +155,7 @@ fn compile_watched(
     beneath::declare(&mut sorted);
     let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted)
         .with_orphans(loaded.orphans)
+        .with_lock_out(loaded.lock_out)
         .with_validators(validators);
     Ok(Compiled { state, warnings: out.into_vec() })
 }

@@ -82,7 +82,7 @@ fn distrust(path: &AbsPath, found: &Metadata, entry: &UserEntry) -> Option<Strin
 }
 
 /// The lines that the file should hold, given what it holds now.
-fn wanted_content(wanted: &AuthorizedKeys, found: Option<&[u8]>) -> Vec<u8> {
+pub(super) fn wanted_content(wanted: &AuthorizedKeys, found: Option<&[u8]>) -> Vec<u8> {
     let mut content: Vec<u8> = if wanted.exact { Vec::new() } else { found.unwrap_or_default().to_vec() };
     for key in &wanted.keys {
         let key = key.trim();

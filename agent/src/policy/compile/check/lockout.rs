@@ -16,6 +16,10 @@ const SSHD_DIRECTORY: &str = "/etc/ssh/sshd_config.d/";
 const ADMINISTRATORS: [&str; 3] = ["sudo", "wheel", "admin"];
 
 pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    check_break_glass(graph, out);
+    if graph.loaded.lock_out.is_meant {
+        return;
+    }
     let mut ways = Ways::default();
     let mut accounts = Vec::new();
     for (i, declaration) in graph.active() {
@@ -76,7 +80,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                 .expected(
                     "an account with a password hash or a key that is root, or may become it by a group or sudoers",
                 )
-                .hint(hint),
+                .hint(format!("{hint}; or set `lock_out = \"allow\"` under [policy] if this is meant")),
         );
     } else if let Some(place) = ways.touched {
         out.push(
@@ -84,6 +88,24 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
                 .at(place, "this decides who has access")
                 .hint(hint),
         );
+    }
+}
+
+/// An account that has to keep its way in must not be declared without one.
+fn check_break_glass(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    let named = graph.loaded.lock_out.break_glass.iter().zip(&graph.loaded.break_glass);
+    for (name, place) in named {
+        let is_absent = |desired: &Desired| matches!(desired, Desired::User(user) if user.name == *name && user.ensure == Ensure::Absent);
+        let mut declared = graph.active().filter(|(i, _)| graph.lowered(*i).is_some_and(|one| is_absent(&one.desired)));
+        let declared = declared.next().map(|(_, declaration)| &declaration.name);
+        if let Some(declared) = declared {
+            out.push(
+                Diagnostic::error("lock-out", format!("`{name}` has to keep its way in, and is declared absent"))
+                    .at(place.clone(), "named here")
+                    .also(declared.clone(), "and removed here")
+                    .hint("take it out of `break_glass`, or keep the account"),
+            );
+        }
     }
 }
 
