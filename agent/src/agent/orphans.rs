@@ -258,7 +258,7 @@ impl Worker {
                 Ok(Desired::Directory(directory::Desired { path, ensure }))
             }
             Stood::Link { target } => Ok(Desired::Symlink(symlink::Desired { path, ensure: Ensure::Present(target) })),
-            Stood::Long { .. } | Stood::Special => {
+            Stood::Long { .. } | Stood::Hidden { .. } | Stood::Special => {
                 Err("what was there before could not be kept: it is left as it is".to_owned())
             }
         }

@@ -94,6 +94,13 @@ fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: 
             _ => place.before,
         });
         let stood = stood.ok_or_else(|| refuse(format!("what stood there before #{} was not recorded", entry.id)))?;
+        if let Stood::Hidden { .. } = stood
+            && entry.changes.iter().any(|change| change.attribute == "content")
+        {
+            return Err(refuse(format!(
+                "{id} holds a secret, and what was in its place is not kept\nhint: encrypt the new value yourself"
+            )));
+        }
         let content = match stood.content_name() {
             Some(name) => record::kept(&settings.paths.state, name)?,
             None => None,
@@ -179,6 +186,10 @@ fn adopt_path(
             }
             changes.extend(permissions(settings, declared.map(|(_, ownership)| &**ownership), stood)?);
         }
+        (Desired::File(desired), Stood::Hidden { .. }) => match &desired.ensure {
+            Ensure::Present(spec) => changes.extend(permissions(settings, Some(&spec.ownership), stood)?),
+            Ensure::Absent => return Err(other()),
+        },
         (Desired::Directory(desired), Stood::Directory { .. }) => {
             let declared = match &desired.ensure {
                 Ensure::Present(spec) => Some(&*spec.ownership),
@@ -212,17 +223,21 @@ fn permissions(
 ) -> Result<Vec<(String, New)>, CliError> {
     let Some(found) = stood.permissions() else { return Ok(Vec::new()) };
     let host = Host::open(&settings.paths.root)?;
-    let accounts = host.accounts.read().unwrap_or_default();
+    let mut snapshot = Snapshot::new();
+    // Without them an owner that did not drift would look like one that did.
+    let unreadable = |why: String| refuse(format!("who owns it cannot be named: {why}\nhint: nothing was changed"));
     let names = match declared {
-        Some(ownership) => Names::resolve(&host, &mut Snapshot::new(), ownership).unwrap_or_default(),
+        Some(ownership) => Names::resolve(&host, &mut snapshot, ownership).map_err(unreadable)?,
         None => Names::default(),
     };
     let mut changes = Vec::new();
     if names.uid != Some(found.uid) {
+        let accounts = snapshot.accounts(&host).map_err(unreadable)?;
         let name = accounts.users.iter().find(|user| user.uid == found.uid).map(|user| user.name.clone());
         changes.push(("owner".to_owned(), New::Word(name.unwrap_or_else(|| found.uid.to_string()))));
     }
     if names.gid != Some(found.gid) {
+        let accounts = snapshot.accounts(&host).map_err(unreadable)?;
         let name = accounts.groups.iter().find(|group| group.gid == found.gid).map(|group| group.name.clone());
         changes.push(("group".to_owned(), New::Word(name.unwrap_or_else(|| found.gid.to_string()))));
     }

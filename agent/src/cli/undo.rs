@@ -120,9 +120,19 @@ fn refuse_what_cannot_be_undone(entry: &HistoryEntry, places: &[Place]) -> Resul
              hint: change the policy; `rekindle history {id}` shows what differed"
         ),
         "started" => format!("#{id} is still under way"),
+        _ if places.iter().any(|place| is_hidden(&place.before) || place.after.as_ref().is_some_and(is_hidden)) => {
+            format!(
+                "#{id} cannot be undone: {resource} holds a secret, and nothing of secrets is kept\n\
+             hint: change the policy, or the secret in it"
+            )
+        }
         _ => return Ok(()),
     };
     Err(CliError::refused(why))
+}
+
+fn is_hidden(stood: &Stood) -> bool {
+    matches!(stood, Stood::Hidden { .. })
 }
 
 /// Where what a purge removed is kept.

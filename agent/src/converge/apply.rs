@@ -436,8 +436,12 @@ impl<'a> Run<'a, '_> {
         }
         match before {
             [] => Err("what it replaces cannot be looked at".to_owned()),
-            places => match places.iter().find(|(_, stood)| matches!(stood, Stood::Long { .. } | Stood::Special)) {
-                Some((path, stood)) => Err(format!("there is {} at `{path}`, which cannot be kept", stood.word())),
+            places => match places.iter().find(|(_, stood)| stood.content_is_lost()) {
+                Some((path, stood)) => Err(if let Stood::Hidden { .. } = stood {
+                    format!("there is a secret at `{path}`, and secrets are not kept")
+                } else {
+                    format!("there is {} at `{path}`, which cannot be kept", stood.word())
+                }),
                 None if !self.context.record.keeps_backups() => Err("nothing can be kept here".to_owned()),
                 None => Ok(Some(Arming { confirm, unit: None })),
             },

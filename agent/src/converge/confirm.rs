@@ -72,6 +72,8 @@ pub fn put_back(
     for place in places {
         let path = &place.path;
         let now = Stood::look(&host.root, path).ok_or_else(|| format!("cannot look at `{path}`"))?;
+        // A secret that the step brought is kept nowhere, and the policy has it.
+        let now = if let Some(Stood::Hidden { .. }) = place.after { now.hidden() } else { now };
         if now == place.before {
             continue;
         }

@@ -189,7 +189,7 @@ impl Keeper {
                 // Nothing was displaced.
                 changes = file::permission_changes(&known.common.ownership, &before, known.common.names);
                 let permissions = Permissions { uid: before.uid, gid: before.gid, mode: before.mode };
-                stood = Some(Stood::File { digest: known.content.digest(), permissions });
+                stood = Some(standing(&known, permissions));
                 (None, None)
             }
             What::Exchanged(name) => {
@@ -197,7 +197,7 @@ impl Keeper {
                 (Some(displaced(&deed.stage, &name)), Some((deed.stage, name)))
             }
         };
-        let stood = stood.or_else(|| Stood::of(observation.as_ref()?));
+        let stood = stood.or_else(|| before(&known, observation.as_ref()?));
         let place = stood.map(|stood| (path_of(&deed.resource), stood, after(&known)));
         let mut account = Account {
             resource: deed.resource,
@@ -412,7 +412,7 @@ impl Keeper {
                     if let Verdict::Drift(drift) = file::diff(&desired, &found, known.common.names, &[]) {
                         let Ok(backup) = self.keep(&only, &found, &known.content) else { continue };
                         accounts.push(Account {
-                            place: Stood::of(&found).map(|stood| (desired.path, stood, after(known))),
+                            place: before(known, &found).map(|stood| (desired.path, stood, after(known))),
                             resource: only,
                             changes: drift.changes,
                             action: drift.action,
@@ -504,9 +504,25 @@ struct Missing {
     likeness: Arc<Likeness>,
 }
 
+/// What a repair displaced, as it may be recorded; `None` when that cannot be told.
+fn before(known: &Likeness, found: &Observation<place::Observed>) -> Option<Stood> {
+    let stood = Stood::of(found)?;
+    Some(if known.content.is_secret() { stood.hidden() } else { stood })
+}
+
 /// What a repair leaves.
 fn after(known: &Likeness) -> Stood {
-    Stood::File { digest: known.content.digest(), permissions: known.common.permissions }
+    standing(known, known.common.permissions)
+}
+
+/// The declared content with some owner and mode.
+fn standing(known: &Likeness, permissions: Permissions) -> Stood {
+    let content = &known.content;
+    if content.is_secret() {
+        Stood::Hidden { permissions }
+    } else {
+        Stood::File { digest: content.digest(), permissions }
+    }
 }
 
 /// A file resource is named by its path.

@@ -28,6 +28,12 @@ pub enum Stood {
         /// Owner, group and mode.
         permissions: Permissions,
     },
+    /// A regular file that holds a secret, or stood where one belongs. Nothing tells what was in it: even a digest would let
+    /// a guess be tested.
+    Hidden {
+        /// Owner, group and mode.
+        permissions: Permissions,
+    },
     /// A directory.
     Directory {
         /// Owner, group and mode.
@@ -85,11 +91,26 @@ impl Stood {
         Self::of(&place::observe_content(root, path, 0))
     }
 
+    /// The same, without anything that tells of its content.
+    #[must_use]
+    pub fn hidden(self) -> Self {
+        match self {
+            Self::File { permissions, .. } | Self::Long { permissions, .. } => Self::Hidden { permissions },
+            Self::Nothing | Self::Hidden { .. } | Self::Directory { .. } | Self::Link { .. } | Self::Special => self,
+        }
+    }
+
+    /// As it may be recorded of a resource.
+    #[must_use]
+    pub fn recorded_of(self, desired: &Desired) -> Self {
+        if desired.is_secret() { self.hidden() } else { self }
+    }
+
     /// One word for people.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
-            Self::File { .. } | Self::Long { .. } => "a file",
+            Self::File { .. } | Self::Long { .. } | Self::Hidden { .. } => "a file",
             Self::Directory { .. } => "a directory",
             Self::Link { .. } => "a symbolic link",
             Self::Special => "a special file",
@@ -100,16 +121,27 @@ impl Stood {
     pub fn content_name(&self) -> Option<&str> {
         match self {
             Self::File { digest, .. } => Some(digest),
-            Self::Nothing | Self::Long { .. } | Self::Directory { .. } | Self::Link { .. } | Self::Special => None,
+            Self::Nothing
+            | Self::Long { .. }
+            | Self::Hidden { .. }
+            | Self::Directory { .. }
+            | Self::Link { .. }
+            | Self::Special => None,
         }
+    }
+
+    /// Whether its content can never be put back, because nothing keeps it.
+    pub fn content_is_lost(&self) -> bool {
+        matches!(self, Self::Long { .. } | Self::Hidden { .. } | Self::Special)
     }
 
     /// Owner, group and mode, where it has them.
     pub fn permissions(&self) -> Option<Permissions> {
         match self {
-            Self::File { permissions, .. } | Self::Long { permissions, .. } | Self::Directory { permissions } => {
-                Some(*permissions)
-            }
+            Self::File { permissions, .. }
+            | Self::Long { permissions, .. }
+            | Self::Hidden { permissions }
+            | Self::Directory { permissions } => Some(*permissions),
             Self::Nothing | Self::Link { .. } | Self::Special => None,
         }
     }
@@ -184,6 +216,7 @@ impl Stood {
                 Ok(root.replace_symlink(path, target).map_err(place::failure("put back the link", path, None))?)
             }
             Self::Long { .. } => Err(not_kept("it was longer than what is kept")),
+            Self::Hidden { .. } => Err(not_kept("a secret stood there, or belongs there")),
             Self::Special => Err(not_kept("it was a device, socket or FIFO")),
         }
     }
@@ -191,6 +224,11 @@ impl Stood {
 
 /// The paths that a step on a resource may change, with what stands there. Of a path that cannot be told nothing is said.
 pub fn places(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(AbsPath, Stood)> {
+    let places = places_seen(root, resource, sighting);
+    places.into_iter().map(|(path, stood)| (path, stood.recorded_of(&resource.desired))).collect()
+}
+
+fn places_seen(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(AbsPath, Stood)> {
     use super::Observed as Seen;
     let seen = match (&resource.desired, &sighting.observed) {
         // What a link leads to is not what is at the path.
@@ -230,7 +268,8 @@ pub fn look_at_places(root: &Root, resource: &Resource) -> Vec<(AbsPath, Stood)>
     if watched.accounts || watched.packages || watched.unit.is_some() || !is_held_by_paths {
         return Vec::new();
     }
-    watched.paths.into_iter().filter_map(|path| Stood::look(root, &path).map(|stood| (path, stood))).collect()
+    let stood = |path: &AbsPath| Some(Stood::look(root, path)?.recorded_of(&resource.desired));
+    watched.paths.into_iter().filter_map(|path| stood(&path).map(|stood| (path, stood))).collect()
 }
 
 /// Every difference between two things that stood at a path at different times. Content is shown where both sides are given.
@@ -294,6 +333,10 @@ impl fmt::Display for Stood {
                 write!(f, "long {size} ")?;
                 tail(f, permissions)
             }
+            Self::Hidden { permissions } => {
+                f.write_str("hidden ")?;
+                tail(f, permissions)
+            }
             Self::Directory { permissions } => {
                 f.write_str("directory ")?;
                 tail(f, permissions)
@@ -333,6 +376,7 @@ impl FromStr for Stood {
             ["long", size, rest @ ..] => {
                 Ok(Self::Long { size: size.parse().map_err(|_| InvalidStood)?, permissions: permissions(rest)? })
             }
+            ["hidden", rest @ ..] => Ok(Self::Hidden { permissions: permissions(rest)? }),
             ["directory", rest @ ..] => Ok(Self::Directory { permissions: permissions(rest)? }),
             _ => Err(InvalidStood),
         }
@@ -355,6 +399,7 @@ mod tests {
             Stood::Special,
             Stood::File { digest: "ab".to_owned(), permissions: permissions() },
             Stood::Long { size: 7, permissions: permissions() },
+            Stood::Hidden { permissions: permissions() },
             Stood::Directory { permissions: permissions() },
             Stood::Link { target: "a b\nfile c".to_owned() },
         ] {

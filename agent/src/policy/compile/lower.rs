@@ -299,16 +299,18 @@ impl<'a, 'v> Reader<'a, 'v> {
         let owner = self.principal("owner");
         let group = self.principal("group");
         let mode = self.mode(0o644);
-        let content = self.content();
-        let spec = file::Spec {
-            content: content.ok()?,
-            ownership: self.shared.ownership(Ownership {
-                owner: owner.ok()?.unwrap_or(Principal::Agent),
-                group: group.ok()?.unwrap_or(Principal::Agent),
-                mode: mode.ok()?,
-            }),
-            care: self.care(),
+        let content = self.content().ok()?;
+        let ownership = Ownership {
+            owner: owner.ok()?.unwrap_or(Principal::Agent),
+            group: group.ok()?.unwrap_or(Principal::Agent),
+            mode: mode.ok()?,
         };
+        let care = self.care();
+        // Where no key is, a secret is not known by its content.
+        if content.is_secret() || self.fields.get("secret").is_some() {
+            self.care_for_secret(&care, ownership.mode).ok()?;
+        }
+        let spec = file::Spec { content, ownership: self.shared.ownership(ownership), care };
         Some(Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }))
     }
 
