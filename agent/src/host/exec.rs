@@ -50,6 +50,9 @@ pub struct Command {
     pub user: Option<RunAs>,
     /// A name under which a later process finds it; `None` for one that nobody can foretell. Letters, digits and `-_.` only.
     pub name: Option<String>,
+    /// Whether what it leaves running is killed when it has ended. So it always is as a systemd unit; as a child of the agent
+    /// only if asked, because a package's script may start its daemon.
+    pub is_alone: bool,
 }
 
 /// An account that a program runs as.
@@ -131,6 +134,7 @@ impl Command {
             directory: PathBuf::from("/"),
             user: None,
             name: None,
+            is_alone: false,
         }
     }
 
@@ -332,7 +336,7 @@ fn run_resolved(program: &Path, command: &Command) -> Result<Output, ExecError> 
         trim(&stdout);
         trim(&stderr);
     };
-    let end = wait(child, command.deadline, trim).map_err(wait_error)?;
+    let end = wait(child, command, trim).map_err(wait_error)?;
     let (code, status) = match end {
         End::Exited(status) => (status.code(), in_words(status)),
         End::Deadline => (None, killed_after(command.deadline)),
@@ -396,7 +400,8 @@ enum End {
 }
 
 /// Waits for the child; at the deadline it asks the whole process group to end, and after a grace kills it.
-fn wait(mut child: Child, deadline: Duration, mut trim: impl FnMut()) -> io::Result<End> {
+fn wait(mut child: Child, command: &Command, mut trim: impl FnMut()) -> io::Result<End> {
+    let deadline = command.deadline;
     let pid = Pid::from_child(&child);
     let (ended, end) = mpsc::channel();
     // The thread does not reap the child, so its process id stays ours until the last signal has been sent.
@@ -428,6 +433,9 @@ fn wait(mut child: Child, deadline: Duration, mut trim: impl FnMut()) -> io::Res
         if !asked && !wait_until(deadline.saturating_add(GRACE.saturating_mul(2)))? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end even when killed"));
         }
+    } else if command.is_alone {
+        // Before it is reaped: the group's number is still its own.
+        signal_group(pid, Signal::KILL);
     }
     let status = child.wait()?;
     if waiter.join().is_err() {

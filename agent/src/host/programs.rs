@@ -47,7 +47,7 @@ impl Programs {
     pub fn run(&self, command: &Command) -> Result<Output, ExecError> {
         match &self.place {
             Place::Host => exec::run(command),
-            Place::Image(root) => exec::run(&inside(root, command)),
+            Place::Image(root) => exec::run(&inside(root, command)).and_then(|output| ran(command, output)),
             Place::Nowhere(why) => Err(unsupported(command, why)),
         }
     }
@@ -64,6 +64,20 @@ impl Programs {
         };
         run_among(candidates, root, &self.scratch, argv, deadline)
     }
+}
+
+/// Codes with which chroot(1) ends when it did not get as far as the program; a program may end with them as well.
+const CHROOT_FAILED: std::ops::RangeInclusive<i32> = 125..=127;
+
+/// The end of a program in an image, unless it was chroot's own: a program that is not there has answered nothing.
+fn ran(command: &Command, output: Output) -> Result<Output, ExecError> {
+    let is_chroots = output.code.is_some_and(|code| CHROOT_FAILED.contains(&code));
+    let named = output.stderr.split(|byte| *byte == b':').next().unwrap_or_default();
+    if !is_chroots || !named.ends_with(b"/chroot") {
+        return Ok(output);
+    }
+    let source = io::Error::other(exec::last_words(&output));
+    Err(ExecError::Start { program: command.program.display().to_string(), source })
 }
 
 fn unsupported(command: &Command, why: &'static str) -> ExecError {
@@ -86,4 +100,22 @@ fn inside(root: &Path, command: &Command) -> Command {
     inside.program = "chroot".into();
     inside.args = args;
     inside.env("SYSTEMD_OFFLINE", "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_an_image_lacks_has_answered_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root may change its root directory");
+            return;
+        }
+        let image = Programs { place: Place::Image(PathBuf::from("/")), ..Programs::at(Path::new("/")) };
+        let error = image.run(&Command::new("/nowhere/guard")).unwrap_err();
+        assert!(error.to_string().contains("cannot start `/nowhere/guard`"), "{error}");
+        let output = image.run(&Command::new("/bin/sh").args(["-c", "exit 127"])).unwrap();
+        assert_eq!(output.code, Some(127), "a program's own end");
+    }
 }

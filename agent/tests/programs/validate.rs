@@ -109,9 +109,12 @@ fn a_validator_that_cannot_run_refuses_and_leaves_nothing_running() {
     assert!(applied.text.contains("bin/none"), "{applied:?}");
     assert!(!world.exists("etc/a"));
     // One that prints much and leaves something behind is over when it has ended itself.
-    world.script("none", "(while :; do sleep 5; done) & head -c 3000000 /dev/zero | tr '\\0' x; exit 0");
+    // The lock is held as long as anything of it is there.
+    world.script("none", "exec 9>$T/lock; flock 9; sleep 600 & head -c 3000000 /dev/zero | tr '\\0' x; exit 0");
     let applied = world.apply(policy);
     assert_eq!(applied.code, 0, "{applied:?}");
+    let free = Command::new("flock").args(["--timeout", "60"]).arg(world.path("lock")).arg("true").status();
+    assert!(free.unwrap().success(), "what it left behind still runs");
 }
 
 #[test]

@@ -133,6 +133,7 @@ pub(in crate::host) fn run_among(
         stdin,
         deadline,
         name: Some(name),
+        is_alone: true,
         ..Command::new(super::survivor::own_program()).args([ENTER_COMMAND])
     };
     let output = run(&command).map_err(|source| ViewError::Run { source })?;
