@@ -45,7 +45,10 @@ fn world() -> (Policies, Running) {
 #[track_caller]
 fn drift(agent: &Running, path: &str, content: &str) -> String {
     let before = agent.history().last().map_or(0, |entry| entry.id);
-    write(&agent.at(path), content);
+    // At once: a file that is truncated before it is written may be put back in between.
+    let other = agent.host().beside("drifted");
+    write(&other, content);
+    std::fs::rename(other, agent.at(path)).unwrap();
     let mut id = 0;
     agent.wait("the drift to be put back", |_| {
         let entries = agent.history();
