@@ -75,6 +75,7 @@ struct Run<'a, 'c> {
 
 /// Converges once.
 pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
+    context.host.programs.set_mask(request.desired.mask());
     let clock = Instant::now();
     let started = Timestamp::now();
     let info = RunInfo {

@@ -98,6 +98,7 @@ pub fn nobody_seen(_resource: &ResourceId) -> Option<Actor> {
 /// With [`Scope::Only`], what the named resources require is planned too where it is out of sync. Every resource is seen as
 /// it is now, so a file of a user that an earlier step will make is shown with the owner that it will get.
 pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<'_>) -> Plan {
+    host.programs.set_mask(request.desired.mask());
     let desired = request.desired;
     let mut snapshot = Snapshot::new();
     let targets = apply::targets(&request.scope);

@@ -226,7 +226,8 @@ fn write_to(path: &Path, key: &Key, signer: Option<&str>, state: &DesiredState) 
         return Err(CompiledError::Secret);
     }
     // Here, and of each resource, all is named one by one: what is added has to be added here, or the next start would lose it.
-    let DesiredState { revision: _, name, resources: all, by_id: _, orphans, lock_out, validators, runs: _ } = state;
+    let DesiredState { revision: _, name, resources: all, by_id: _, orphans, lock_out, validators, mask: _, runs: _ } =
+        state;
     let mut contents = Numbers::new();
     let mut ownerships = Numbers::new();
     let mut sources = Numbers::new();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::resource::{Argv, Desired, Resource, ResourceId, UserName};
+use crate::resource::{Argv, Desired, Mask, Resource, ResourceId, UserName};
 
 pub mod blame;
 pub mod candidate;
@@ -83,6 +83,8 @@ pub struct DesiredState {
     lock_out: LockOut,
     /// What looks at the candidates of the few resources that say so.
     validators: BTreeMap<ResourceId, Argv>,
+    /// What hides its secrets.
+    mask: Mask,
     /// The commands that are owed a run by the change of a resource.
     runs: BTreeMap<ResourceId, Vec<ResourceId>>,
 }
@@ -109,6 +111,7 @@ impl DesiredState {
             orphans: Orphans::Report,
             lock_out: LockOut::default(),
             validators: BTreeMap::new(),
+            mask: Mask::default(),
             runs,
         }
     }
@@ -138,6 +141,16 @@ impl DesiredState {
     pub(crate) fn with_validators(mut self, validators: BTreeMap<ResourceId, Argv>) -> Self {
         self.validators = validators;
         self
+    }
+
+    /// The same, with what hides its secrets.
+    pub(crate) fn with_mask(self, mask: Mask) -> Self {
+        Self { mask, ..self }
+    }
+
+    /// What hides its secrets in what programs print.
+    pub fn mask(&self) -> &Mask {
+        &self.mask
     }
 
     /// The revision that this was compiled from.

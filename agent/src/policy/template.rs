@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value, ValueKind};
@@ -24,7 +24,7 @@ use super::compile::Inputs;
 use super::diagnostic::{Diagnostic, Place, Source};
 use super::schema::{Text, closest};
 use super::secret::Secrets;
-use crate::resource::Content;
+use crate::resource::{Content, Mask};
 
 /// Instructions that one template or condition may run.
 const FUEL: u64 = 100_000;
@@ -71,12 +71,21 @@ struct Vault {
     files: Arc<BTreeMap<String, Vec<u8>>>,
     is_open: AtomicBool,
     was_asked: AtomicBool,
+    /// All that was read, so that it can be kept out of what programs print.
+    told: Mutex<Vec<Zeroizing<Vec<u8>>>>,
 }
 
 /// What the details of errors about secrets begin with: these are ours, and quote nothing.
 const OF_SECRET: &str = "secret: ";
 
 impl Vault {
+    /// Decrypts a secret. The error is a sentence and a hint.
+    fn tell(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, (String, String)> {
+        let secret = self.secrets.read(&self.files, name)?;
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(secret.clone());
+        Ok(secret)
+    }
+
     fn read(&self, name: &str) -> Result<String, minijinja::Error> {
         let error = |what: &str, hint: &str| {
             minijinja::Error::new(ErrorKind::InvalidOperation, format!("{OF_SECRET}{what}\n{hint}"))
@@ -86,7 +95,7 @@ impl Vault {
         }
         // After the first, a name may be made of one.
         let is_nested = self.was_asked.swap(true, Ordering::Relaxed);
-        let bytes = self.secrets.read(&self.files, name).map_err(|(what, hint)| {
+        let bytes = self.tell(name).map_err(|(what, hint)| {
             if is_nested
                 && matches!(self.secrets, Secrets::With(_))
                 && !self.files.keys().any(|path| what.contains(path))
@@ -120,6 +129,7 @@ impl Engine {
         let vault = Arc::new(Vault {
             secrets: inputs.secrets.clone(),
             files: Arc::clone(&files),
+            told: Mutex::default(),
             is_open: AtomicBool::new(false),
             was_asked: AtomicBool::new(false),
         });
@@ -186,6 +196,17 @@ impl Engine {
     /// How secrets are read.
     pub(super) fn secrets(&self) -> &Secrets {
         &self.vault.secrets
+    }
+
+    /// Decrypts a secret of the policy by its name. The error is a sentence and a hint; neither quotes a secret.
+    pub(super) fn secret(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, (String, String)> {
+        self.vault.tell(name)
+    }
+
+    /// What hides all secrets that were read so far.
+    pub(super) fn mask(&self) -> Mask {
+        let told = self.vault.told.lock().unwrap_or_else(PoisonError::into_inner);
+        Mask::of(told.iter().map(|secret| secret.as_slice()))
     }
 
     fn tell(&self, what: &str, asked: &Text<'_>) {

@@ -160,3 +160,41 @@ fn an_image_is_validated_by_its_own_programs() {
     let applied = world.run(&["apply", "--policy", policy.to_str().unwrap(), "--root", &root]);
     assert_eq!(applied.code, 0, "{applied:?}");
 }
+
+/// A validator quotes the line that it does not like, and a check may print anything.
+#[test]
+fn threat_a_program_that_prints_a_secret() {
+    let Some(world) = World::new() else { return };
+    let secret = "first-secret-8f3a";
+    let key = world.path("age.key");
+    let made = Command::new("age-keygen").arg("-o").arg(&key).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let recipient = Command::new("age-keygen").arg("-y").arg(&key).output().unwrap().stdout;
+    world.write("token", secret);
+    fs::create_dir_all(world.path("policy/secrets")).unwrap();
+    let sealed = Command::new("age")
+        .args(["-r", String::from_utf8(recipient).unwrap().trim(), "-o"])
+        .args([world.path("policy/secrets/token.age"), world.path("token")])
+        .status();
+    assert!(sealed.unwrap().success());
+    let config = world.read("agent.toml");
+    world.write("agent.toml", &format!("age_identity = \"{}\"\n{config}", key.display()));
+    world.write("policy/app.j2", "token={{ secret('token') }}\n");
+    world.script("complains", "echo \"bad line: $(cat $1)\"; exit 1");
+    world.script("tells", "echo '{\"key\": \"first-secret-8f3a\"}' >&2; exit 1");
+    let policy = "[file.'$T/etc/app']\ntemplate = 'app.j2'\nmode = '0600'\nvalidate = ['$T/bin/complains', '{}']\n\
+        [check.tells]\nrun = ['$T/bin/tells']\n[command.asked]\nrun = ['/bin/true']\nunless = ['$T/bin/tells']\n";
+    world.policy(policy);
+    let policy = world.path("policy");
+    let mut said = String::new();
+    for args in [&["plan"][..], &["apply"], &["--json", "apply"]] {
+        said += &world.run(&[args, &["--policy", policy.to_str().unwrap()]].concat()).text;
+    }
+    assert!(said.contains("bad line: token=***") && said.contains("{\"key\": \"***\"}"), "{said}");
+    said += &world.run(&["--json", "history"]).text;
+    assert!(!said.contains(secret), "{said}");
+    for name in ["state/state.db", "state/state.db-wal"] {
+        let kept = fs::read(world.path(name)).unwrap_or_default();
+        assert!(!kept.windows(secret.len()).any(|window| window == secret.as_bytes()), "{name}");
+    }
+}

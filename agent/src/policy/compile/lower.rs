@@ -368,7 +368,7 @@ impl<'a, 'v> Reader<'a, 'v> {
 
     /// Decrypts a secret.
     fn secret(&mut self, name: &Text<'v>) -> Result<Zeroizing<Vec<u8>>, Reported> {
-        self.engine.secrets().read(self.files, name.text).map_err(|(what, hint)| {
+        self.engine.secret(name.text).map_err(|(what, hint)| {
             self.out.push(Diagnostic::error("secret", what).at(name.place.clone(), "").hint(hint));
             Reported
         })

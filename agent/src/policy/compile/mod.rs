@@ -156,6 +156,7 @@ fn compile_watched(
     let state = DesiredState::new(verified.revision().clone(), loaded.policy_name, sorted)
         .with_orphans(loaded.orphans)
         .with_lock_out(loaded.lock_out)
-        .with_validators(validators);
+        .with_validators(validators)
+        .with_mask(engine.mask());
     Ok(Compiled { state, warnings: out.into_vec() })
 }
