@@ -290,7 +290,7 @@ impl After {
 
     /// Returns whether the file is one of the account databases.
     fn take_file(&mut self, base: &HostFiles<'_>, desired: &Desired, sighting: &Sighting) -> bool {
-        let Some(candidate) = resource::becomes(base.root, desired, sighting) else { return false };
+        let Some(candidate) = resource::becomes(base.root, desired, sighting, None) else { return false };
         let text = match candidate.becomes {
             Becomes::File { content, .. } => match content.bytes() {
                 Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),

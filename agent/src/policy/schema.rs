@@ -182,6 +182,13 @@ const COMMON: &[Attribute] = &[
 /// Keys that a resource with `state = "absent"` may have beside [`COMMON`].
 pub(super) const WITH_ABSENT: [&str; 2] = ["state", "system"];
 
+const VALIDATE: Attribute = attribute(
+    "validate",
+    Shape::Texts,
+    "Program and arguments that must succeed before new content is put in place; `{}` stands for the path. It sees all files of the \
+     run as they will be, and nobody else does. Never a line for a shell.",
+);
+
 const FILE: &[Attribute] = &[
     STATE,
     attribute("content", Shape::Text, "The whole content."),
@@ -209,11 +216,7 @@ const FILE: &[Attribute] = &[
         "Whether a file that has content may be emptied when its template or source comes out empty. Default false: the step \
          fails. `content = \"\"` needs no leave.",
     ),
-    attribute(
-        "validate",
-        Shape::Texts,
-        "Program and arguments that must succeed before new content is put in place; `{}` stands for the path. It sees all files of the run as they will be, and nobody else does. Never a line for a shell.",
-    ),
+    VALIDATE,
 ];
 const DIRECTORY: &[Attribute] = &[
     STATE,
@@ -424,6 +427,7 @@ const SETTING: &[Attribute] = &[
     attribute("owner", Shape::Account, "Owner, by name or id. Default as it is."),
     attribute("group", Shape::Account, "Group, by name or id. Default as it is."),
     attribute("mode", Shape::Text, "Permission bits: four octal digits, such as \"0644\". Default as they are."),
+    VALIDATE,
 ];
 
 const KERNEL_MODULE: &[Attribute] = &[attribute(

@@ -5,8 +5,9 @@ use super::{AbsPath, Content, Desired, Ensure, Names, Observed, Sighting, file, 
 use crate::host::exec::view::{Becomes, Candidate};
 use crate::host::root::{Permissions, Root};
 
-/// What a step for this would leave at its path; `None` for what owns no path, or whose owner the host does not have.
-pub fn becomes(root: &Root, desired: &Desired, sighting: &Sighting) -> Option<Candidate> {
+/// What a step for this would leave at its path; `None` for what owns no path, or whose owner the host does not have. `earlier`
+/// is what another step on the same path would leave before it.
+pub fn becomes(root: &Root, desired: &Desired, sighting: &Sighting, earlier: Option<&Candidate>) -> Option<Candidate> {
     let names = sighting.names;
     let (path, becomes) = if let Desired::File(file) = desired {
         (&file.path, of_file(root, file, names)?)
@@ -23,7 +24,11 @@ pub fn becomes(root: &Root, desired: &Desired, sighting: &Sighting) -> Option<Ca
         };
         (&symlink.path, becomes)
     } else if let (Desired::Setting(setting), Observed::Setting(seen)) = (desired, &sighting.observed) {
-        let (content, permissions) = setting::outcome(setting, seen, names)?;
+        let earlier = match earlier.map(|earlier| &earlier.becomes) {
+            Some(Becomes::File { content, .. }) => Some(content.bytes().ok()?),
+            Some(Becomes::Directory(_) | Becomes::Symlink(_) | Becomes::Absent) | None => None,
+        };
+        let (content, permissions) = setting::outcome(setting, seen, earlier.as_deref(), names)?;
         // A label that cannot be told is told of by the step itself.
         let label = root.label_of_successor(&setting.path).unwrap_or_default();
         (&setting.path, Becomes::File { content: Content::new(&content), permissions, label })

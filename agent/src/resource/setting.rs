@@ -290,18 +290,22 @@ pub(super) fn replacement(desired: &Desired, content: &[u8]) -> Option<Vec<u8>> 
     (!edited.changes.is_empty()).then_some(edited.content)
 }
 
-/// What a step would leave at the path, starting from what was observed; `None` when it would fail.
+/// What a step would leave at the path, starting from what was observed, or from the content that an earlier step would leave;
+/// `None` when it would fail.
 pub(super) fn outcome(
     desired: &Desired,
     observation: &Observation<Observed>,
+    earlier: Option<&[u8]>,
     names: Names,
 ) -> Option<(Vec<u8>, Permissions)> {
     let Desired { path, spec } = desired;
     let (content, metadata): (&[u8], _) = match observation {
         Observation::Present(Observed { node: Node::File(content), metadata }) => (content, Some(metadata)),
         Observation::Absent if spec.missing == Missing::Create => (&[], None),
+        Observation::Absent if earlier.is_some() => (&[], None),
         Observation::Present(_) | Observation::Absent | Observation::Unknown(_) => return None,
     };
+    let content = earlier.unwrap_or(content);
     Some((spec.edits.edit(content).ok()?.content, spec.permissions(path, names, metadata).ok()?))
 }
 

@@ -198,3 +198,26 @@ fn threat_a_program_that_prints_a_secret() {
         assert!(!kept.windows(secret.len()).any(|window| window == secret.as_bytes()), "{name}");
     }
 }
+
+#[test]
+fn a_setting_is_validated_with_every_other_edit_of_its_file() {
+    let Some(world) = World::new() else { return };
+    world.write("etc/conf", "# kept\na 1\n");
+    world.script("check", "echo $(grep -v '#' \"$1\") >> $T/log; ! grep -q '^a 9' \"$1\"");
+    let set = |name: &str, key: &str, value: &str| {
+        format!(
+            "[setting.{name}]\npath = '$T/etc/conf'\nformat = 'space'\nvalues = {{ {key} = '{value}' }}\n\
+             validate = ['$T/bin/check', '{{}}']\n"
+        )
+    };
+    let applied = world.apply(&(set("first", "a", "2") + &set("second", "b", "3")));
+    assert_eq!(applied.code, 0, "{applied:?}");
+    assert_eq!(world.read("etc/conf"), "# kept\na 2\nb 3\n");
+    assert_eq!(world.read("log"), "a 2 b 3\n", "once, with both");
+    let applied = world.apply(&(set("first", "a", "9") + &set("second", "b", "3")));
+    assert_eq!(applied.code, 2, "{applied:?}");
+    assert!(applied.text.contains("refuses it: exit status 1"), "{applied:?}");
+    assert_eq!(world.read("etc/conf"), "# kept\na 2\nb 3\n");
+    let applied = world.apply("[setting.first]\npath = '$T/etc/conf'\nformat = 'space'\nvalues = { a = '2' }\nmode = '0640'\nvalidate = ['/bin/false']\n");
+    assert_eq!(applied.code, 0, "owner and mode alone need no validator: {applied:?}");
+}

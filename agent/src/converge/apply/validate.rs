@@ -19,7 +19,9 @@ use crate::host::exec;
 use crate::host::exec::view::Candidate;
 use crate::policy::{DesiredState, Revision};
 use crate::record::Record;
-use crate::resource::{self, Argv, Desired, Drift, Ensure, Resource, ResourceId, Verdict, chain, digest, file};
+use crate::resource::{
+    self, AbsPath, Argv, Change, Desired, Drift, Ensure, Resource, ResourceId, Verdict, chain, digest, file,
+};
 
 /// A validator that takes longer is killed.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -73,34 +75,51 @@ impl Validated {
 }
 
 fn key(argv: &Argv, resource: &Resource) -> Option<String> {
-    let content = present(resource).map(|spec| spec.content.digest())?;
+    let (_, content) = declared(resource)?;
     Some(digest(format!("{content}\n{}", argv.words().join("\n")).as_bytes()))
 }
 
-fn present(resource: &Resource) -> Option<&file::Spec> {
-    if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &resource.desired {
-        return Some(spec);
+/// The path of what a validator looks at, and what tells one declared content from another.
+fn declared(resource: &Resource) -> Option<(&AbsPath, String)> {
+    if let Desired::File(file::Desired { path, ensure: Ensure::Present(spec) }) = &resource.desired {
+        let content = &spec.content;
+        // A digest of a secret would let a guess be tested.
+        let name = match (content.secret_key(), content.bytes()) {
+            (Some(key), Ok(bytes)) => key.fingerprint(&bytes),
+            (Some(_), Err(_)) => return None,
+            (None, _) => content.digest(),
+        };
+        return Some((path, name));
+    }
+    if let Desired::Setting(setting) = &resource.desired {
+        return Some((&setting.path, format!("{:?}", setting.spec)));
     }
     None
+}
+
+/// Owner and mode alone make no configuration wrong that was right.
+fn changes_content(drift: &Drift) -> bool {
+    let is_content = |change: &Change| {
+        !matches!(change.attribute.as_str(), "owner" | "group" | "mode" | "acl" | "capabilities" | "flags" | "label")
+    };
+    drift.changes.iter().any(is_content)
 }
 
 impl<'a> Run<'a, '_> {
     /// Has the resource's validator look at what is to be put in place, if it names one and new content is.
     pub(super) fn validate(&mut self, resource: &Resource, drift: &Drift) -> Result<(), Refusal> {
         let desired = self.request.desired;
-        let (Some(argv), Desired::File(file)) = (desired.validator(&resource.id), &resource.desired) else {
+        let (Some(argv), Some((path, _))) = (desired.validator(&resource.id), declared(resource)) else {
             return Ok(());
         };
-        // Owner and mode alone make no configuration wrong that was right.
-        let has_content = drift.changes.iter().any(|change| matches!(change.attribute.as_str(), "content" | "type"));
-        if !has_content || present(resource).is_none() {
+        if !changes_content(drift) {
             return Ok(());
         }
         let mut validated = Validated::recall(self.context.record);
         if self.request.cause == Cause::Drift && validated.covers(desired, resource) {
             return Ok(());
         }
-        let argv = argv.with_path(&file.path);
+        let argv = argv.with_path(path);
         let said = match self.looked.said.get(&argv) {
             Some(said) => said.clone(),
             None => {
@@ -160,7 +179,7 @@ impl<'a> Run<'a, '_> {
         if !self.verified.is_of(self.epoch) {
             self.verify_files();
         }
-        let mut candidates = Vec::new();
+        let mut candidates: Vec<Candidate> = Vec::new();
         for resource in desired.resources() {
             let is_due = crate::converge::is_path(resource.id.kind)
                 && !self.done.contains_key(&resource.id)
@@ -173,7 +192,16 @@ impl<'a> Run<'a, '_> {
             }
             if let (sighting, Verdict::Drift(_)) = self.look(resource) {
                 let root = &self.context.host.root;
-                candidates.extend(resource::becomes(root, &resource.desired, &sighting));
+                // Several settings may edit one file.
+                let earlier = if let Desired::Setting(setting) = &resource.desired {
+                    candidates.iter_mut().find(|earlier| earlier.path == setting.path)
+                } else {
+                    None
+                };
+                match (resource::becomes(root, &resource.desired, &sighting, earlier.as_deref()), earlier) {
+                    (Some(candidate), Some(earlier)) => *earlier = candidate,
+                    (candidate, _) => candidates.extend(candidate),
+                }
             }
         }
         candidates
@@ -183,7 +211,7 @@ impl<'a> Run<'a, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{AbsPath, Content, Kind, Mode, OnDrift, Principal, SourceLocation, place::Ownership};
+    use crate::resource::{Content, Kind, Mode, OnDrift, Principal, SourceLocation, place::Ownership};
     use std::sync::Arc;
 
     fn resource(content: &str) -> Resource {
