@@ -7,7 +7,7 @@ use std::borrow::Cow;
 pub(super) struct Line<'a> {
     /// What it says, without its end.
     pub(super) body: Cow<'a, [u8]>,
-    /// `\n`, `\r\n`, or nothing at the end of a file that does not end with either.
+    /// `\n`, `\r\n`, or at the end of a file that does not end with either nothing, or the half of one that is there.
     end: &'a [u8],
 }
 
@@ -22,7 +22,8 @@ impl<'a> Lines<'a> {
         let lines = content.split_inclusive(|byte| *byte == b'\n').map(|line| {
             let (body, end) = match line {
                 [.., b'\r', b'\n'] => line.split_at(line.len() - 2),
-                [.., b'\n'] => line.split_at(line.len() - 1),
+                // Half an end is no part of what is said: the line would say something else once the other half comes.
+                [.., b'\n' | b'\r'] => line.split_at(line.len() - 1),
                 _ => (line, &[][..]),
             };
             Line { body: Cow::Borrowed(body), end }
@@ -68,11 +69,11 @@ impl<'a> Lines<'a> {
     /// when something comes after it.
     pub(super) fn insert(&mut self, at: usize, body: Vec<u8>) {
         let at = at.min(self.lines.len());
-        let end = self.lines.iter().map(|line| line.end).find(|end| !end.is_empty()).unwrap_or(b"\n");
+        let end = self.lines.iter().map(|line| line.end).find(|end| end.ends_with(b"\n")).unwrap_or(b"\n");
         if let Some(before) = at.checked_sub(1).and_then(|before| self.lines.get_mut(before))
-            && before.end.is_empty()
+            && !before.end.ends_with(b"\n")
         {
-            before.end = end;
+            before.end = if before.end.is_empty() { end } else { b"\r\n" };
         }
         self.lines.insert(at, Line { body: Cow::Owned(body), end });
     }
@@ -124,6 +125,8 @@ mod tests {
         check("a\nb", 2, "a\nb\nnew\n");
         check("a\nb", 0, "new\na\nb");
         check("a", 1, "a\nnew\n");
+        check("a\r", 1, "a\r\nnew\n");
+        check("a\nb\r", 2, "a\nb\r\nnew\n");
     }
 
     #[test]

@@ -111,8 +111,9 @@ fn edited(body: &[u8], source: Option<&str>, fstype: Option<&str>, options: &[St
         }
         None if options.is_empty() => {}
         None => {
-            line.truncate(ranges.last().map_or(0, |range| range.end));
-            line.extend_from_slice(format!(" {}", encoded(&options.join(","))).as_bytes());
+            // A comment may follow.
+            let end = ranges.last().map_or(0, |range| range.end);
+            line.splice(end..end, format!(" {}", encoded(&options.join(","))).into_bytes());
         }
     }
     for (at, wanted) in [(2, fstype), (0, source)] {
@@ -179,8 +180,10 @@ pub(in crate::resource) fn unescaped(text: &[u8]) -> Cow<'_, [u8]> {
 
 fn encoded(field: &str) -> String {
     let mut text = String::with_capacity(field.len());
-    for c in field.chars() {
+    for (at, c) in field.char_indices() {
         match c {
+            // At its beginning it would begin a comment.
+            '#' if at == 0 => text.push_str("\\043"),
             ' ' | '\t' | '\n' | '\\' => text.push_str(&format!("\\{:03o}", u32::from(c))),
             c => text.push(c),
         }
@@ -225,6 +228,9 @@ mod tests {
         );
         check("t /tmp tmpfs nodev,nosuid 0 0\n", &["nosuid", "nodev"], "t /tmp tmpfs nodev,nosuid 0 0\n", 0);
         check("t /tmp tmpfs\n", &["nodev"], "t /tmp tmpfs nodev\n", 1);
+        check("t /tmp tmpfs # note\n", &["nodev"], "t /tmp tmpfs nodev # note\n", 1);
+        // What begins with a # would be a comment the next time.
+        check("t /tmp tmpfs dev,#\n", &["nodev"], "t /tmp tmpfs \\043,nodev\n", 1);
         check("t /tmp tmpfs rw\nu /tmp tmpfs rw\n", &["nodev"], "t /tmp tmpfs rw,nodev\nu /tmp tmpfs rw,nodev\n", 2);
         check(
             "#t /tmp tmpfs rw\nt /tmp tmpfs nodev\n/tmp\n",

@@ -23,20 +23,26 @@ pub fn edit(content: &[u8], entries: &[Entry]) -> Result<Edited, EditError> {
     Ok(Edited { content: lines.to_bytes(), changes })
 }
 
-/// Where a line's value is, after `KEY =`.
-pub(super) fn value_of(body: &[u8], key: &str) -> Option<Range<usize>> {
-    let start = key_start(body);
+/// Where a line's value is, after `KEY =`, when the key begins at `start`.
+pub(super) fn value_at(body: &[u8], start: usize, key: &str) -> Option<Range<usize>> {
     let rest = body.get(start..)?.strip_prefix(key.as_bytes())?;
     let equals = start + key.len() + indentation(rest);
     (body.get(equals) == Some(&b'=')).then(|| trimmed_range(body, equals + 1))
 }
 
-/// Where the key begins: after blanks and `export`.
+/// Where a line's value is.
+fn value_of(body: &[u8], key: &str) -> Option<Range<usize>> {
+    value_at(body, key_start(body), key)
+}
+
+/// Where the key begins: after blanks and `export`, unless that is the key itself.
 fn key_start(body: &[u8]) -> usize {
     let start = indentation(body);
     let rest = body.get(start..).unwrap_or_default();
     match rest.strip_prefix(b"export") {
-        Some(after) if indentation(after) > 0 => start + b"export".len() + indentation(after),
+        Some(after) if indentation(after) > 0 && !trim(after).starts_with(b"=") => {
+            start + b"export".len() + indentation(after)
+        }
         Some(_) | None => start,
     }
 }
@@ -52,13 +58,11 @@ fn quoted(value: &[u8]) -> Option<Range<usize>> {
     (is_plain && is_end).then_some(1..end)
 }
 
-/// How a line writes its assignment: from the first byte to where the key begins, and from there to its value.
-pub(super) fn style(like: Option<&[u8]>) -> (&[u8], &[u8]) {
+/// How a line writes its assignment, when the key begins at `start`: what is before the key, and from its end to its value.
+pub(super) fn style(body: &[u8], start: usize) -> (&[u8], &[u8]) {
     let plain: (&[u8], &[u8]) = (b"", b"=");
-    let Some(body) = like else { return plain };
-    let start = key_start(body);
     let Some(equals) = body.iter().position(|byte| *byte == b'=').filter(|at| *at > start) else { return plain };
-    let before = body.get(start..equals).map_or(equals, |key| start + key.trim_ascii_end().len());
+    let before = body.get(start..equals).map_or(equals, |key| start + trim(key).len());
     let after = equals + 1 + indentation(body.get(equals + 1..).unwrap_or_default());
     let after = if after == body.len() { equals + 1 } else { after };
     (body.get(..start).unwrap_or_default(), body.get(before..after).unwrap_or(b"="))
@@ -118,12 +122,12 @@ impl Syntax for Equals {
             return is_held
                 .then(|| spliced(body, value.start + inner.start..value.start + inner.end, wanted.as_bytes()));
         }
-        let (_, separator) = style(Some(body));
+        let (_, separator) = style(body, key_start(body));
         Some(spliced(body, value, guarded(separator, wanted).as_bytes()))
     }
 
     fn fresh(&self, like: Option<&[u8]>, key: &str, wanted: &str) -> Vec<u8> {
-        let (_, separator) = style(like);
+        let separator = like.map_or(&b"="[..], |body| style(body, key_start(body)).1);
         [key.as_bytes(), separator, guarded(separator, wanted).as_bytes()].concat()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::equals::value_of;
+use super::equals::{style, value_at};
 use super::keyed::{self, Scope, Syntax, Wins};
 use super::{EditError, Edited, Entry};
 use crate::resource::lines::{Lines, indentation, spliced, trim};
@@ -74,7 +74,8 @@ impl Syntax for Ini {
     /// A key may stand alone.
     fn value(&self, body: &[u8], key: &str) -> Option<Range<usize>> {
         let is_alone = trim(body) == key.as_bytes();
-        value_of(body, key).or_else(|| is_alone.then(|| indentation(body) + key.len()..indentation(body) + key.len()))
+        value_at(body, indentation(body), key)
+            .or_else(|| is_alone.then(|| indentation(body) + key.len()..indentation(body) + key.len()))
     }
 
     fn is_setting(&self, body: &[u8]) -> bool {
@@ -84,7 +85,9 @@ impl Syntax for Ini {
 
     fn is_commented(&self, body: &[u8], key: &str) -> bool {
         let text = trim(body);
-        text.strip_prefix(b"#").or_else(|| text.strip_prefix(b";")).is_some_and(|rest| value_of(rest, key).is_some())
+        text.strip_prefix(b"#")
+            .or_else(|| text.strip_prefix(b";"))
+            .is_some_and(|rest| value_at(rest, indentation(rest), key).is_some())
     }
 
     /// By a backslash, or because the next line is indented further and says nothing of its own.
@@ -105,7 +108,8 @@ impl Syntax for Ini {
     }
 
     fn fresh(&self, like: Option<&[u8]>, key: &str, wanted: &str) -> Vec<u8> {
-        let (before, separator) = super::equals::style(like.or(self.otherwise.as_deref()));
+        let like = like.or(self.otherwise.as_deref());
+        let (before, separator) = like.map_or((&b""[..], &b"="[..]), |body| style(body, indentation(body)));
         [before, key.as_bytes(), separator, wanted.as_bytes()].concat()
     }
 }

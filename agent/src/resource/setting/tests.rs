@@ -67,6 +67,7 @@ fn space_edits_login_defs() {
     umask("A\t1\n# UMASK is", "A\t1\n# UMASK is\nUMASK\t027\n", &["UMASK: - → 027"]);
     umask("UMASKED 1\r\nA 1\r\n", "UMASKED 1\r\nA 1\r\nUMASK 027\r\n", &["UMASK: - → 027"]);
     umask("UMASK", "UMASK 027", &["UMASK:  → 027"]);
+    umask("UMASK\r", "UMASK 027\r", &["UMASK:  → 027"]);
     umask("", "UMASK 027\n", &["UMASK: - → 027"]);
     one(Format::Space, "A", &[], "A 1\nB 2\nA 3", "B 2\n", &["A: 1 | 3 → -"]);
     one(Format::Space, "A", &[], "#A 1\n", "#A 1\n", &[]);
@@ -129,8 +130,11 @@ fn equals_keeps_quotes() {
     a("x y", "B=1", "B=1\nA=\"x y\"\n", &["A: - → x y"]);
     a("'q'", "A=\"old\"\n", "A='q'\n", &["A: \"old\" → 'q'"]);
     a("", "A=1\n", "A=\n", &["A: 1 → "]);
+    // Only blanks are copied with it.
+    a("1", "B\r=2\n", "B\r=2\nA=1\n", &["A: - → 1"]);
     a("1", "A1=2\nA.b=3\n", "A1=2\nA.b=3\nA=1\n", &["A: - → 1"]);
     a("1", "A=2 # note\n", "A=1\n", &["A: 2 # note → 1"]);
+    one(Format::Equals, "export", &["1"], "export = 2\nexport A=3\n", "export = 1\nexport A=3\n", &["export: 2 → 1"]);
     let a = edits(Format::Equals, vec![entry("A", &["say \"hi\""])]);
     assert!(matches!(a.edit(b"A=\"x\"\n"), Err(EditError::Quote { line: 1, .. })));
     for content in ["A=1 \\\n2\n", "A=\"1\n2\"\n"] {
@@ -154,6 +158,9 @@ fn ini_knows_sections() {
     a("", "[s]\na=1\n", &["s.a: - → 1"]);
     a("[s]\n\tb = 1\n", "[s]\n\tb = 1\n\ta = 1\n", &["s.a: - → 1"]);
     a("[s]\na\n", "[s]\na=1\n", &["s.a:  → 1"]);
+    // Nothing but a shell exports.
+    a("[s]\nexport a = 2\n", "[s]\nexport a = 2\na = 1\n", &["s.a: - → 1"]);
+    one(Format::Ini, "s/export a", &["1"], "[s]\nexport a = 2\n", "[s]\nexport a = 1\n", &["s.export a: 2 → 1"]);
     one(Format::Ini, "a", &["1"], "# x\n\n[s]\na = 2\n", "# x\na=1\n\n[s]\na = 2\n", &["a: - → 1"]);
     one(Format::Ini, "a", &["1"], "[s]\na = 2\n", "a=1\n[s]\na = 2\n", &["a: - → 1"]);
     one(Format::Ini, "s/a", &[], "[s]\na = 1\n", "[s]\n", &["s.a: 1 → -"]);
