@@ -4,12 +4,16 @@
 
 mod compile;
 mod compiled;
+mod every_refusal;
 mod examples;
 mod laws;
 mod refusals;
 mod repository;
 mod scale;
+mod schema_laws;
 mod secrets;
+mod settings_laws;
+mod settings_read;
 mod support;
 mod trial;
 mod trust;

@@ -11,13 +11,14 @@ use rekindle::policy::facts::HostView;
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl ops@acme";
 
 /// A policy.toml, and the codes of everything that is wrong with it.
-type Case<'a> = (&'a str, &'a [&'a str]);
+pub(crate) type Case<'a> = (&'a str, &'a [&'a str]);
 
 /// Other files that the cases may use.
 const FILES: &[(&str, &str)] = &[
     ("files/motd", "hello\n"),
     ("templates/ok.j2", "{{ facts.os }}\n"),
     ("templates/unknown.j2", "first\n{{ vars.prot }}\n"),
+    ("templates/empty.j2", "{% if false %}x{% endif %}"),
     ("templates/syntax.j2", "{% if %}\n"),
     ("templates/include.j2", "{% include 'templates/unknown.j2' %}\n"),
     ("templates/missing.j2", "{% include '../../etc/passwd' %}\n"),
@@ -43,7 +44,7 @@ fn diagnose(toml: &str, host: Option<&HostView>) -> Vec<Diagnostic> {
 }
 
 /// Checks the codes of each case, and the texts of all against a snapshot.
-fn check(name: &str, host: Option<&HostView>, cases: &[Case<'_>]) {
+pub(crate) fn check(name: &str, host: Option<&HostView>, cases: &[Case<'_>]) {
     let mut text = String::new();
     for (toml, expected) in cases {
         let diagnostics = diagnose(toml, host);
@@ -396,6 +397,11 @@ fn settings() {
                 &["name", "name", "value", "value", "type", "type", "value"],
             ),
             ("[setting.'/etc/x']\nformat = 'equals'\nvalues = { A = 1 }\nabsent = ['A']\n", &["duplicate"]),
+            (
+                "[setting.'/etc/x']\nformat = 'equals'\nvalues = { A = \"'x\", B = '\"x', C = \"it's\", 'export D' = 1 }\n",
+                &["value", "value", "name"],
+            ),
+            (&format!("{ssh}values = {{ Banner = 'a \"b', X = '\"a b\"', Y = '=no' }}\n"), &["value", "value"]),
             (
                 &format!(
                     "{ssh}values = {{ PermitRootLogin = false, permitrootlogin = 'no', Match = 'all', A = {{ b = 1 }} }}\n"

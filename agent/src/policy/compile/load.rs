@@ -339,6 +339,9 @@ pub(super) fn declarations<'v>(
         if loaded.active.len() + loaded.inactive.len() > MAX_RESOURCES {
             let title = format!("the policy declares more than {MAX_RESOURCES} resources");
             out.push(Diagnostic::error("too-large", title).hint("split it by role"));
+            // Nothing else is said of it, and nothing else is done for it.
+            loaded.active = Vec::new();
+            loaded.damaged = true;
             break;
         }
     }
@@ -409,6 +412,8 @@ fn read_document<'v>(
                     read_policy(&fields, loaded, out);
                 }
             }
+            // What the parser makes of a line without a key, which it has reported.
+            "" if document.damaged => {}
             _ => {
                 let Some(kind) = schema::read_kind(source, key, out) else {
                     loaded.damaged = true;

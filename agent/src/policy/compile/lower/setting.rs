@@ -24,6 +24,8 @@ enum Format {
 /// A key of the policy and where it stands.
 struct Key<'v> {
     section: &'v str,
+    /// Where the section stands; of no meaning without one.
+    section_range: Range<usize>,
     key: &'v str,
     range: Range<usize>,
 }
@@ -234,10 +236,14 @@ impl<'v> Reader<'_, 'v> {
         let values = self.fields.get("values").and_then(|field| field.value.get_ref().as_table());
         for (name, value) in values.into_iter().flat_map(|table| table.iter()) {
             match value.get_ref().as_table() {
-                None => keys.push((Key { section: "", key: name.get_ref(), range: name.span() }, Some(value))),
+                None => {
+                    let key = Key { section: "", section_range: name.span(), key: name.get_ref(), range: name.span() };
+                    keys.push((key, Some(value)));
+                }
                 Some(section) if format == Format::Ini => {
                     let of_section = section.iter().map(|(key, value)| {
-                        (Key { section: name.get_ref(), key: key.get_ref(), range: key.span() }, Some(value))
+                        let (section, section_range) = (name.get_ref(), name.span());
+                        (Key { section, section_range, key: key.get_ref(), range: key.span() }, Some(value))
                     });
                     keys.extend(of_section);
                 }
@@ -249,7 +255,7 @@ impl<'v> Reader<'_, 'v> {
         }
         let Some(absent) = self.fields.get("absent") else { return Ok(keys) };
         let Some(sections) = absent.value.get_ref().as_table() else {
-            self.names_of("", absent.value, &mut keys)?;
+            self.names_of("", absent.value.span(), absent.value, &mut keys)?;
             return Ok(keys);
         };
         if format != Format::Ini {
@@ -257,7 +263,7 @@ impl<'v> Reader<'_, 'v> {
             return Err(Reported);
         }
         for (section, names) in sections.iter() {
-            self.names_of(section.get_ref(), names, &mut keys)?;
+            self.names_of(section.get_ref(), section.span(), names, &mut keys)?;
         }
         Ok(keys)
     }
@@ -265,13 +271,14 @@ impl<'v> Reader<'_, 'v> {
     fn names_of(
         &mut self,
         section: &'v str,
+        section_range: Range<usize>,
         names: &'v Spanned<DeValue<'v>>,
         keys: &mut Keys<'v>,
     ) -> Result<(), Reported> {
         let array = names.get_ref().as_array().ok_or_else(|| self.not_a_name(names))?;
         for name in array.iter() {
             let key = name.get_ref().as_str().ok_or_else(|| self.not_a_name(name))?;
-            keys.push((Key { section, key, range: name.span() }, None));
+            keys.push((Key { section, section_range: section_range.clone(), key, range: name.span() }, None));
         }
         Ok(())
     }
@@ -282,7 +289,7 @@ impl<'v> Reader<'_, 'v> {
             "type",
             format!("`{}.absent` has the wrong type", self.id),
             &place,
-            "the names of keys, as strings",
+            "an array with the names of keys",
         );
         Reported
     }
@@ -293,7 +300,12 @@ impl<'v> Reader<'_, 'v> {
         let (is_good, expected) = match format {
             Format::Space => (!key.key.contains(is_blank) && !begins_comment, "a key without blanks"),
             Format::Ssh => (key.key.bytes().all(|b| b.is_ascii_alphanumeric()), "a keyword of letters and digits"),
-            Format::Equals | Format::Ini => (
+            // A shell sees an order, and we would see `export`, where a key has blanks.
+            Format::Equals => (
+                !key.key.contains(|c: char| is_blank(c) || c == '=') && !begins_comment,
+                "a key without blanks and `=`, not beginning with `#`, `;` or `[`",
+            ),
+            Format::Ini => (
                 !key.key.contains(|c: char| c.is_control() || c == '=') && key.key.trim() == key.key && !begins_comment,
                 "a key without `=`, not beginning with `#`, `;` or `[`",
             ),
@@ -320,6 +332,7 @@ impl<'v> Reader<'_, 'v> {
             return Err(Reported);
         }
         if key.section.contains(|c: char| c.is_control() || c == ']') || key.section.trim() != key.section {
+            let place = self.fields.place(key.section_range.clone());
             let title = format!("`{}` cannot be a section", key.section.escape_debug());
             self.refuse("name", title, &place, "a name without `]`");
             return Err(Reported);
@@ -373,20 +386,42 @@ impl<'v> Reader<'_, 'v> {
                 return Err(Reported);
             }
         };
+        if has_open_quote(format, &text) {
+            let title = format!("the value of `{}` opens a quote and does not close it", key.key);
+            self.refuse("value", title, &place, "quotes in pairs: what follows in the file would be part of the value");
+            return Err(Reported);
+        }
         let may_be_empty = matches!(format, Format::Equals | Format::Ini);
         let is_bad = text.contains(|c: char| c.is_control() && c != '\t')
             || text.trim_matches([' ', '\t']) != text
             || text.is_empty() && !may_be_empty
             || text.ends_with('\\')
-            || format == Format::Ssh && text.starts_with('#');
+            || format == Format::Ssh && text.starts_with(['#', '=']);
         if is_bad || text.len() > 64 * 1024 {
             let title = format!("`{}` cannot be the value of `{}`", text.escape_debug(), key.key);
-            let expected = "one line, without blanks at its ends and without a backslash at its end";
+            let expected = match format {
+                Format::Ssh => {
+                    "one line, without blanks at its ends, a backslash at its end, and `#` or `=` at its beginning"
+                }
+                Format::Space | Format::Equals | Format::Ini => {
+                    "one line, without blanks at its ends and without a backslash at its end"
+                }
+            };
             self.refuse("value", title, &place, expected);
             return Err(Reported);
         }
         Ok(text)
     }
+}
+
+/// Whether whoever reads the file would look for the end of the value in the lines after it.
+fn has_open_quote(format: Format, value: &str) -> bool {
+    let quote = match format {
+        Format::Space | Format::Ini => None,
+        Format::Ssh => Some('"'),
+        Format::Equals => value.chars().next().filter(|first| matches!(first, '"' | '\'')),
+    };
+    quote.is_some_and(|quote| value.matches(quote).count() % 2 == 1)
 }
 
 /// The file that a setting edits, as far as its declaration says so.

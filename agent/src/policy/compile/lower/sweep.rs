@@ -67,9 +67,14 @@ impl Reader<'_, '_> {
                 Ok(_) if except.len() < MAX_NAMED && text.text.matches("**").count() <= 2 => {
                     except.push(text.text.to_owned());
                 }
+                Ok(_) if except.len() < MAX_NAMED => {
+                    let title = format!("the pattern `{}` has `**` more than twice", text.text);
+                    self.refuse("value", title, &text.place, "`**` twice at most: each looks at all that is below it");
+                    result = Err(Reported);
+                }
                 Ok(_) => {
-                    let expected = "at most 1000 patterns, each with `**` twice at most";
-                    self.refuse("value", "this pattern is too much".to_owned(), &text.place, expected);
+                    let title = format!("`{}` has too many patterns in `except`", self.id);
+                    self.refuse("value", title, &text.place, &format!("at most {MAX_NAMED}"));
                     result = Err(Reported);
                 }
                 Err(error) => {
