@@ -18,6 +18,7 @@
 //! - [`spool`] is what crosses between the agent, which is root and has no network, and the [`courier`], which has the network and no privilege.
 //! - [`scrape`] is as much of HTTP as a collector of metrics needs.
 //! - [`agent`] is the root event loop.
+//! - [`fuzzing`] is no part of that: a door for `fuzz/` to what is private otherwise.
 //!
 //! # Invariants
 //!
@@ -31,6 +32,8 @@ pub mod cli;
 pub mod config;
 pub mod converge;
 pub mod courier;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod host;
 pub mod policy;

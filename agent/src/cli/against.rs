@@ -19,7 +19,7 @@ const MAX_ENTRIES: usize = 500_000;
 
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SnapshotError {
+pub(crate) enum SnapshotError {
     /// It cannot be read, or is no tar.
     #[error("cannot read the snapshot `{}`", path.display())]
     Read {
@@ -53,7 +53,7 @@ pub(super) enum SnapshotError {
 }
 
 /// Unpacks a snapshot into a directory of its own. Owners are kept where that is permitted, which is for root.
-pub(super) fn unpack(snapshot: &Path) -> Result<TempDir, SnapshotError> {
+pub(crate) fn unpack(snapshot: &Path) -> Result<TempDir, SnapshotError> {
     let unreadable = |source| SnapshotError::Read { path: snapshot.to_path_buf(), source };
     let file = File::open(snapshot).map_err(unreadable)?;
     let directory = tempfile::Builder::new()

@@ -14,7 +14,7 @@ use crate::config::{self, Settings};
 use crate::resource::ResourceId;
 
 mod adopt;
-mod against;
+pub(crate) mod against;
 pub mod demo;
 mod inspect;
 mod operate;

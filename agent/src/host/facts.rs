@@ -94,7 +94,7 @@ fn os_release(root: &Root) -> String {
 }
 
 /// Parses `KEY=value` lines with the shell quoting that os-release(5) allows.
-fn parse_os_release(text: &str) -> HashMap<String, String> {
+pub(crate) fn parse_os_release(text: &str) -> HashMap<String, String> {
     text.lines()
         .filter(|line| !line.starts_with('#'))
         .filter_map(|line| line.split_once('='))

@@ -6,7 +6,7 @@
 pub mod fake;
 mod live;
 mod modules;
-mod mounts;
+pub(crate) mod mounts;
 
 use std::fmt;
 use std::io;

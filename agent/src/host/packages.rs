@@ -5,7 +5,7 @@ pub mod fake;
 pub mod owner;
 pub mod provenance;
 
-mod dpkg;
+pub(crate) mod dpkg;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -245,14 +245,7 @@ pub fn from_commit(repository: &Path, commit: &str) -> Result<Candidate, Candida
     let repo = open(repository)?;
     let id = parse_id(commit)?;
     let data = read_object(&repo, id, gix::objs::Kind::Commit, MAX_METADATA_OBJECT)?;
-    let decode_error = |source| CandidateError::Object { kind: "commit", id: commit.to_owned(), source };
-    let signature = gix::objs::CommitRefIter::signature(&data, id.kind()).map_err(decode_error)?;
-    let (signature, payload) = match signature {
-        Some((signature, payload)) => (Some(signature.to_vec()), payload.to_bstring().to_vec()),
-        None => (None, data.clone()),
-    };
-    // The tree is taken from what the signature covers, so that the two cannot disagree.
-    let tree = gix::objs::CommitRef::from_bytes(&payload, id.kind()).map_err(decode_error)?.tree();
+    let (origin, tree) = taken_apart(id, &data)?;
 
     let mut files = BTreeMap::new();
     let mut budget = Budget::default();
@@ -292,8 +285,27 @@ pub fn from_commit(repository: &Path, commit: &str) -> Result<Candidate, Candida
             }
         }
     }
-    let origin = Origin::Commit { signature, payload };
     Ok(Candidate { revision: Revision::new(id.to_string()), origin, files: Arc::new(files) })
+}
+
+/// A commit object with its signature taken out, and its tree.
+fn taken_apart(id: gix::ObjectId, data: &[u8]) -> Result<(Origin, gix::ObjectId), CandidateError> {
+    let decode_error = |source| CandidateError::Object { kind: "commit", id: id.to_string(), source };
+    let signature = gix::objs::CommitRefIter::signature(data, id.kind()).map_err(decode_error)?;
+    let (signature, payload) = match signature {
+        Some((signature, payload)) => (Some(signature.to_vec()), payload.to_bstring().to_vec()),
+        None => (None, data.to_vec()),
+    };
+    // The tree is taken from what the signature covers, so that the two cannot disagree.
+    let tree = gix::objs::CommitRef::from_bytes(&payload, id.kind()).map_err(decode_error)?.tree();
+    Ok((Origin::Commit { signature, payload }, tree))
+}
+
+/// What [`from_commit`] makes of the bytes of a commit, without the files of its tree.
+pub(crate) fn without_files(data: &[u8]) -> Result<Candidate, CandidateError> {
+    let id = gix::ObjectId::null(gix::hash::Kind::Sha1);
+    let (origin, _) = taken_apart(id, data)?;
+    Ok(Candidate { revision: Revision::new(id.to_string()), origin, files: Arc::default() })
 }
 
 /// Tells whether one commit can be reached from another by going to parents; a commit is its own ancestor.

@@ -8,7 +8,7 @@ use super::Mount;
 const MAX_USERS: usize = 10;
 
 /// Reads `/proc/thread-self/mountinfo`. Lines that are not understood are left out.
-pub(super) fn parse(table: &[u8]) -> Vec<Mount> {
+pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
     String::from_utf8_lossy(table).lines().filter_map(line).collect()
 }
 

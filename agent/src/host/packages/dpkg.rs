@@ -12,7 +12,7 @@ const OWN_PACKAGE: &str = "rekindle";
 
 /// Why a database cannot be believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum DpkgError {
+pub(crate) enum DpkgError {
     /// A record lacks what every record has.
     #[error("the record at line {line} has no valid `{field}`")]
     Record {
@@ -28,13 +28,13 @@ pub(super) enum DpkgError {
 
 /// Records by name and architecture.
 #[derive(Debug, Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     by_name: BTreeMap<(String, String), PackageEntry>,
 }
 
 impl Records {
     /// Adds the records of one file; a later record of the same package replaces an earlier one.
-    pub(super) fn add(&mut self, text: &str) -> Result<(), DpkgError> {
+    pub(crate) fn add(&mut self, text: &str) -> Result<(), DpkgError> {
         let mut record = Record::default();
         for (index, line) in text.lines().enumerate() {
             if line.is_empty() {
@@ -67,7 +67,7 @@ impl Records {
     }
 
     /// Turns the records into a database: `name:arch` for every record, and the bare name for the host's own architecture.
-    pub(super) fn finish(self) -> Result<PackageDb, DpkgError> {
+    pub(crate) fn finish(self) -> Result<PackageDb, DpkgError> {
         let native = self.native_architecture().ok_or(DpkgError::NoDpkg)?.to_owned();
         let mut packages = HashMap::with_capacity(self.by_name.len() * 2);
         for ((name, architecture), entry) in self.by_name {

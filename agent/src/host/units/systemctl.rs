@@ -118,7 +118,7 @@ fn is_already_so(verb: UnitVerb, stderr: &str) -> bool {
 }
 
 /// Reads `Name=value` lines; `None` when one is missing.
-fn parse_show(text: &str) -> Option<UnitStatus> {
+pub(crate) fn parse_show(text: &str) -> Option<UnitStatus> {
     let value = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|value| value.trim().to_owned())
     };
