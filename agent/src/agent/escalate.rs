@@ -121,7 +121,13 @@ fn is_own(resource: &ResourceId, exe: Option<&Path>) -> bool {
         Kind::Service => OWN_UNITS.contains(&name.strip_suffix(".service").unwrap_or(name)),
         Kind::Package => name == "rekindle",
         Kind::User | Kind::Group => name == "rekindle",
-        Kind::Sysctl | Kind::KernelModule | Kind::Mount | Kind::Command | Kind::Check | Kind::Sweep => false,
+        Kind::Repository
+        | Kind::Sysctl
+        | Kind::KernelModule
+        | Kind::Mount
+        | Kind::Command
+        | Kind::Check
+        | Kind::Sweep => false,
     }
 }
 

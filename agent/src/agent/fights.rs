@@ -163,6 +163,7 @@ fn wanted(resource: &Resource) -> Option<String> {
         | Desired::User(_)
         | Desired::Group(_)
         | Desired::Package(_)
+        | Desired::Repository(_)
         | Desired::Service(_)
         | Desired::Command(_)
         | Desired::Check(_)

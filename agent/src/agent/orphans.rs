@@ -299,7 +299,8 @@ fn leaves_something(desired: &Desired) -> bool {
         || matches!(desired, Desired::Symlink(d) if d.ensure == Ensure::Absent)
         || matches!(desired, Desired::User(d) if d.ensure == Ensure::Absent)
         || matches!(desired, Desired::Group(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Package(d) if d.ensure == Ensure::Absent);
+        || matches!(desired, Desired::Package(d) if d.ensure == Ensure::Absent)
+        || matches!(desired, Desired::Repository(d) if d.ensure == Ensure::Absent);
     let is_deed = matches!(desired, Desired::Command(_) | Desired::Check(_) | Desired::Sweep(_));
     !is_absent && !is_deed
 }

@@ -152,6 +152,7 @@ impl Worker {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)

@@ -313,6 +313,7 @@ impl<'a> Run<'a, '_> {
                         | Desired::Sweep(_)
                         | Desired::Setting(_)
                         | Desired::Sysctl(_)
+                        | Desired::Repository(_)
                         | Desired::KernelModule(_)
                         | Desired::Mount(_) => self.step(resource, &sighting, drift),
                     },
@@ -535,6 +536,8 @@ impl<'a> Run<'a, '_> {
                 error: format!("the step was applied, but its result cannot be observed: {reason}"),
                 signature: "verify: cannot observe".to_owned(),
             },
+            // No step of ours mends that: the step itself did what it should.
+            Verdict::Drift(left) if only_told(&left).is_some() => Outcome::Changed { changes, action },
             Verdict::Drift(left) if left.action == Action::Run => {
                 let guard = left.changes.iter().find(|change| change.attribute != "run");
                 let guard = guard.map_or_else(String::new, |change| change.attribute.clone());
@@ -609,6 +612,7 @@ impl<'a> Run<'a, '_> {
             | Desired::Sweep(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
+            | Desired::Repository(_)
             | Desired::KernelModule(_)
             | Desired::Mount(_) => provenance::of_actor(root, &actor, Timestamp::now()),
         };
@@ -663,6 +667,7 @@ fn took_effect(before: &Sighting, after: &Sighting) -> bool {
         Observed::Package(_)
         | Observed::Service(_)
         | Observed::Sysctl(_)
+        | Observed::Repository(_)
         | Observed::KernelModule(_)
         | Observed::Mount(_)
         | Observed::Command(_)

@@ -16,6 +16,7 @@ pub fn is_path(kind: Kind) -> bool {
         | Kind::Package
         | Kind::Service
         | Kind::Sysctl
+        | Kind::Repository
         | Kind::KernelModule
         | Kind::Mount
         | Kind::Command

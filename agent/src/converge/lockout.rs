@@ -70,7 +70,8 @@ fn is_relevant(desired: &Desired) -> bool {
         }
         Desired::Package(package) => package.ensure == Ensure::Absent && lost_with(package.name.as_str()).is_some(),
         Desired::Service(service) => stops_ssh(service),
-        Desired::Sysctl(_)
+        Desired::Repository(_)
+        | Desired::Sysctl(_)
         | Desired::KernelModule(_)
         | Desired::Mount(_)
         | Desired::Command(_)

@@ -10,6 +10,7 @@ mod lockout;
 mod modules;
 mod mounts;
 mod paths;
+mod repositories;
 mod runs;
 mod settings;
 mod sysctls;

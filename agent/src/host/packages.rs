@@ -10,7 +10,7 @@ pub(crate) mod dpkg;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::resource::PackageName;
+use crate::resource::{AbsPath, PackageName};
 
 /// What the package database says, by name (and by `name:arch` for every architecture).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -108,6 +108,10 @@ pub trait PackageManager: std::fmt::Debug + Send {
     /// Carries out one transaction: non-interactive, never unauthenticated, simulated first, refused when it would remove
     /// more than it was asked to.
     fn transact(&mut self, transaction: &Transaction) -> Result<(), PackageError>;
+    /// Has the manager read one repository anew, by the file that names it. Nothing to do where each transaction reads them all.
+    fn refresh(&mut self, _source: &AbsPath) -> Result<(), PackageError> {
+        Ok(())
+    }
     /// Files whose change or replacement means that the database changed, as the managed host spells them.
     fn database_paths(&self) -> Vec<PathBuf>;
 }

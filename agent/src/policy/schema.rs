@@ -430,6 +430,48 @@ const SETTING: &[Attribute] = &[
     VALIDATE,
 ];
 
+const REPOSITORY: &[Attribute] = &[
+    STATE,
+    attribute(
+        "apt",
+        Shape::Table(&[
+            URIS,
+            attribute("suites", Shape::Texts, "Releases, such as `bookworm`; with a slash at the end, directories."),
+            attribute(
+                "components",
+                Shape::Texts,
+                "Parts of the releases, such as `main`; none where suites are directories.",
+            ),
+            attribute("types", Shape::Texts, "`deb`, `deb-src` or both. Default `deb`."),
+            attribute("architectures", Shape::Texts, "Architectures, such as `amd64`. Default: those of the host."),
+            REPOSITORY_KEY,
+        ]),
+        "For apt: a file in /etc/apt/sources.list.d, and the key in /etc/apt/keyrings.",
+    ),
+    attribute(
+        "dnf",
+        Shape::Table(RPM_REPOSITORY),
+        "For dnf: a file in /etc/yum.repos.d, and the key in /etc/pki/rpm-gpg.",
+    ),
+    attribute(
+        "zypper",
+        Shape::Table(RPM_REPOSITORY),
+        "For zypper: a file in /etc/zypp/repos.d, and the key in /etc/pki/rpm-gpg.",
+    ),
+];
+const RPM_REPOSITORY: &[Attribute] = &[
+    URIS,
+    attribute(
+        "signed_index",
+        Shape::Bool,
+        "Whether the index is signed as the packages are, and not read otherwise. Default false.",
+    ),
+    REPOSITORY_KEY,
+];
+const URIS: Attribute = attribute("uris", Shape::Texts, "Where: https, http or file addresses.");
+const REPOSITORY_KEY: Attribute =
+    attribute("key", Shape::Text, "A file of the policy with the public keys that sign, as `gpg --export` writes it.");
+
 const KERNEL_MODULE: &[Attribute] = &[attribute(
     "state",
     Shape::Word(&["loaded", "blocked"]),
@@ -456,7 +498,7 @@ const SYSCTL: &[Attribute] = &[
 ];
 
 /// Kinds of the language that this version does not have.
-const LATER_KINDS: &[&str] = &["repository"];
+const LATER_KINDS: &[&str] = &[];
 /// Attributes of the language that this version does not have.
 const LATER_ATTRIBUTES: &[&str] = &["hold", "verify"];
 
@@ -468,6 +510,10 @@ fn own_attributes(kind: Kind) -> (&'static [Attribute], &'static str) {
         Kind::User => (USER, "Local users, by name."),
         Kind::Group => (GROUP, "Local groups, by name."),
         Kind::Package => (PACKAGE, "Packages of the host's package manager, by name."),
+        Kind::Repository => (
+            REPOSITORY,
+            "Where packages come from, by a name of your own: for apt, dnf or zypper, and always with the key that signs them.",
+        ),
         Kind::Command => (COMMAND, "Programs that are run when needed, by a name of your own."),
         Kind::Sweep => (SWEEP, "Rules over whole trees, by a name of your own."),
         Kind::Check => (CHECK, "Programs that only say whether all is well, by a name of your own."),

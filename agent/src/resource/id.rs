@@ -19,6 +19,8 @@ pub enum Kind {
     Group,
     /// A package.
     Package,
+    /// Where packages come from.
+    Repository,
     /// A systemd unit.
     Service,
     /// Keys or lines inside a file.
@@ -39,13 +41,14 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::File,
         Self::Directory,
         Self::Symlink,
         Self::User,
         Self::Group,
         Self::Package,
+        Self::Repository,
         Self::Service,
         Self::Setting,
         Self::Sysctl,
@@ -70,6 +73,7 @@ impl Kind {
             Self::User => "user",
             Self::Group => "group",
             Self::Package => "package",
+            Self::Repository => "repository",
             Self::Service => "service",
             Self::Command => "command",
             Self::Check => "check",

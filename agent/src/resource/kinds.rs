@@ -5,7 +5,7 @@
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
-    directory, file, group, kernel_module, mount, package, service, setting, sweep, symlink, sysctl, user,
+    directory, file, group, kernel_module, mount, package, repository, service, setting, sweep, symlink, sysctl, user,
 };
 use crate::host::Host;
 use crate::host::root::Root;
@@ -38,6 +38,7 @@ pub enum Observed {
     Sysctl(Box<Observation<sysctl::Observed>>),
     KernelModule(Box<Observation<kernel_module::Observed>>),
     Mount(Box<Observation<mount::Observed>>),
+    Repository(Box<Observation<repository::Observed>>),
     Command(Observation<command::Observed>),
     Check(Observation<check::Observed>),
     Sweep(Observation<sweep::Observed>),
@@ -107,6 +108,9 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sight
         Desired::KernelModule(module) => {
             sighting.observed = Observed::KernelModule(Box::new(kernel_module::observe(host, module)));
         }
+        Desired::Repository(repository) => {
+            sighting.observed = Observed::Repository(Box::new(repository::observe(host, repository)));
+        }
         Desired::Mount(mount) => sighting.observed = Observed::Mount(Box::new(mount::observe(host, mount))),
     }
     sighting
@@ -147,6 +151,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::diff(d, o),
         (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::diff(d, o),
         (Desired::Mount(d), Observed::Mount(o)) => mount::diff(d, o),
+        (Desired::Repository(d), Observed::Repository(o)) => repository::diff(d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -154,6 +159,7 @@ pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Command(_)
             | Desired::Check(_)
@@ -196,6 +202,7 @@ pub fn apply(
         (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::apply(host, d, o),
         (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::apply(host, d, o),
         (Desired::Mount(d), Observed::Mount(o)) => mount::apply(host, d, o),
+        (Desired::Repository(d), Observed::Repository(o)) => repository::apply(host, d, o),
         (
             Desired::File(_)
             | Desired::Directory(_)
@@ -203,6 +210,7 @@ pub fn apply(
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Command(_)
             | Desired::Check(_)
@@ -279,6 +287,9 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         (Desired::KernelModule(d), Observed::KernelModule(observation)) => {
             return own_file(observation, |o| kernel_module::replaced(d, o));
         }
+        (Desired::Repository(d), Observed::Repository(observation)) => {
+            return own_file(observation, |o| repository::replaced(d, o));
+        }
         (Desired::Mount(d), Observed::Mount(observation)) => {
             return own_file(observation, |o| mount::replaced(d, o));
         }
@@ -346,6 +357,7 @@ impl Desired {
             | Self::Symlink(_)
             | Self::Group(_)
             | Self::Package(_)
+            | Self::Repository(_)
             | Self::Service(_)
             | Self::Setting(_)
             | Self::Command(_)
@@ -362,6 +374,7 @@ impl Desired {
         match self {
             Self::Sysctl(d) => vec![d.file().path],
             Self::KernelModule(d) => d.files().map(|file| file.path).into(),
+            Self::Repository(d) => repository::paths(d),
             Self::File(_)
             | Self::Directory(_)
             | Self::Symlink(_)
@@ -401,6 +414,7 @@ impl Resource {
             Desired::Setting(d) => watched.paths.push(d.path.clone()),
             Desired::Sysctl(d) => watched.paths.extend(sysctl::watched(d)),
             Desired::KernelModule(d) => watched.paths.extend(kernel_module::watched(d)),
+            Desired::Repository(d) => watched.paths.extend(repository::paths(d)),
             Desired::Mount(_) => {
                 watched.mounts = true;
                 watched.paths.push(mount::table());

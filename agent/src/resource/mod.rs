@@ -16,6 +16,7 @@ pub mod mount;
 pub mod package;
 pub mod place;
 pub mod program;
+pub mod repository;
 pub mod service;
 pub mod setting;
 pub mod sweep;
@@ -73,6 +74,8 @@ pub enum Desired {
     Group(group::Desired),
     /// A package of the host's package manager.
     Package(package::Desired),
+    /// Where packages come from.
+    Repository(Box<repository::Desired>),
     /// A systemd unit.
     Service(service::Desired),
     /// Keys or lines inside a file.

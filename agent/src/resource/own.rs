@@ -26,9 +26,9 @@ pub(super) fn file_name(prefix: &str, name: &str) -> String {
 }
 
 /// A file of the agent's own with this content.
-pub(super) fn present(path: AbsPath, content: String) -> file::Desired {
+pub(super) fn present(path: AbsPath, content: impl AsRef<[u8]>) -> file::Desired {
     let ownership = Ownership { owner: Principal::Agent, group: Principal::Agent, mode: Mode::from_bits(0o644) };
-    let content = Content::new(content.as_bytes());
+    let content = Content::new(content.as_ref());
     let spec = file::Spec { content, ownership: Arc::new(ownership), care: file::Care::default() };
     file::Desired { path, ensure: Ensure::Present(spec) }
 }

@@ -263,8 +263,10 @@ fn places_seen(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(Ab
 /// would be neither the state before nor the state after.
 pub fn look_at_places(root: &Root, resource: &Resource) -> Vec<(AbsPath, Stood)> {
     let watched = resource.watched();
-    let is_held_by_paths =
-        !matches!(resource.desired, Desired::Sysctl(_) | Desired::KernelModule(_) | Desired::Mount(_));
+    let is_held_by_paths = !matches!(
+        resource.desired,
+        Desired::Repository(_) | Desired::Sysctl(_) | Desired::KernelModule(_) | Desired::Mount(_)
+    );
     if watched.accounts || watched.packages || watched.unit.is_some() || !is_held_by_paths {
         return Vec::new();
     }

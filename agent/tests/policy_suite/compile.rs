@@ -64,6 +64,12 @@ fn automatic_edges() {
          [mount.'/srv/data']\n[directory.'/srv']\n",
         &["directory[/srv]", "mount[/srv/data]", "directory[/srv/data]", "file[/srv/data/x]", "user[app]"],
     );
+    // A package after every repository, but not one that a repository needs.
+    check_order(
+        "[package]\ngit = {}\nca-certificates = {}\n[repository.a]\nstate = 'absent'\nrequires = ['package[ca-certificates]']\n\
+         [repository.b]\nstate = 'absent'\n",
+        &["package[ca-certificates]", "repository[a]", "repository[b]", "package[git]"],
+    );
     // They yield to an explicit requirement.
     check_order(
         "[service.nginx]\nstate = 'running'\n[package.nginx]\nrequires = ['service[nginx]']\n",

@@ -40,6 +40,9 @@ version = "1.22.1-9"
 [package.telnetd]
 state = "absent"
 
+[repository.internal]
+apt = { uris = ["https://apt.acme.example"], suites = ["bookworm"], components = ["main"], key = "keys/acme.asc" }
+
 [service.nginx]
 state = "running"
 enabled = true
@@ -120,7 +123,11 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let verified = policy(&[("policy.toml", EVERYTHING), ("files/nginx.conf", NGINX)]);
+        let verified = policy(&[
+            ("policy.toml", EVERYTHING),
+            ("files/nginx.conf", NGINX),
+            ("keys/acme.asc", include_str!("acme.asc")),
+        ]);
         let compiled =
             compile(&verified, Some(&host())).unwrap_or_else(|diagnostics| panic!("{}", diagnostics.render(false)));
         let home = store(&verified, dir.path()).unwrap();
@@ -161,7 +168,7 @@ fn content(desired: &Desired) -> Option<&Content> {
             Ensure::Absent => None,
         },
         Desired::Directory(_) | Desired::Symlink(_) | Desired::User(_) | Desired::Group(_) => None,
-        Desired::Package(_) | Desired::Service(_) | Desired::Setting(_) => None,
+        Desired::Package(_) | Desired::Repository(_) | Desired::Service(_) | Desired::Setting(_) => None,
         Desired::Command(_) | Desired::Check(_) | Desired::Sweep(_) => None,
         Desired::Sysctl(_) | Desired::KernelModule(_) | Desired::Mount(_) => None,
     }

@@ -23,6 +23,7 @@ fn piece() -> impl Strategy<Value = String> {
         "vars",
         "include",
         "sysctl",
+        "repository",
         "",
     ]);
     let name = prop::sample::select(vec![

@@ -6,6 +6,7 @@ mod compile;
 mod compiled;
 mod every_refusal;
 mod examples;
+mod keys;
 mod laws;
 mod refusals;
 mod repository;

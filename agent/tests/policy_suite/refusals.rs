@@ -29,6 +29,9 @@ const FILES: &[(&str, &str)] = &[
     ("modules/b.toml", "[vars]\nx = 1\n[policy]\nname = 'b'\n"),
     ("modules/c.toml", "[file.'/etc/c']\ncontent = 'c'\nmoed = '0644'\n"),
     ("modules/bad.toml", "[file\n"),
+    ("keys/acme.asc", include_str!("acme.asc")),
+    ("keys/private.asc", "-----BEGIN PGP PRIVATE KEY BLOCK-----\n"),
+    ("keys/binary.gpg", "\u{6}"),
 ];
 
 fn diagnose(toml: &str, host: Option<&HostView>) -> Vec<Diagnostic> {
@@ -69,7 +72,7 @@ fn syntax_keys_and_types() {
             ("[file.'/etc/motd'\ncontent = 'x'\n[user.x\n", &["syntax", "syntax"]),
             ("[file.'/etc/motd']\nconent = 'x'\nmode = 644\nownr = 'root'\n", &["unknown-key", "type", "unknown-key"]),
             ("[fiel.'/etc/motd']\ncontent = 'x'\n", &["unknown-kind"]),
-            ("[repository.x]\n", &["unknown-kind"]),
+            ("[repositry.x]\n", &["unknown-kind"]),
             ("[zzz]\n", &["unknown-kind"]),
             ("[file.'/etc/motd']\ncontent = 'x'\nvalidate = ['true']\n", &["program"]),
             ("[file.'/etc/motd']\ncontent = 'x'\nvalidate = '/usr/sbin/sshd -t -f {}'\n", &["type"]),
@@ -95,6 +98,77 @@ fn syntax_keys_and_types() {
             ("[policy]\ninclude = ['modules/c.toml', 7]\n", &["type", "unknown-key"]),
             ("[vars]\nport = 1\n[vars.web]\nprot = 2\n", &["unknown-variable"]),
             ("[vars]\nn = 0x8000000000000000\n", &["type"]),
+        ],
+    );
+}
+
+#[test]
+fn repositories() {
+    let apt = |more: &str| {
+        format!("[repository.x]\napt = {{ uris = ['https://a'], suites = ['s'], components = ['c'], {more} }}\n")
+    };
+    let keyed = |what: &str| format!("[repository.x]\n{what} = {{ uris = ['https://a'], key = 'keys/acme.asc', ");
+    let (deb, dnf) = (keyed("apt"), keyed("dnf"));
+    check(
+        "repositories",
+        Some(&host()),
+        &[
+            (&apt("key = 'keys/acme.asc'"), &[]),
+            (&format!("{dnf}signed_index = true }}\n"), &[]),
+            (
+                "[repository.x]\nzypper = { uris = ['http://a/$releasever', 'file:/srv/x'], key = 'keys/acme.asc' }\n",
+                &[],
+            ),
+            ("[repository.x]\nstate = 'absent'\n", &[]),
+            // Nothing comes in that is not signed.
+            (&apt(""), &["unauthenticated"]),
+            ("[repository.x]\ndnf = { uris = ['https://a'] }\n", &["unauthenticated"]),
+            (&apt("trusted = true"), &["unknown-key"]),
+            (
+                "[repository.x]\ndnf = { uris = ['https://a'], gpgcheck = false, key = 'keys/acme.asc' }\n",
+                &["unknown-key"],
+            ),
+            (&apt("key = 'keys/none.asc'"), &["missing-file"]),
+            (&apt("key = 'files/motd'"), &["key"]),
+            (&apt("key = 'keys/private.asc'"), &["key"]),
+            // One of them, with all that it needs.
+            ("[repository.x]\n", &["missing-key"]),
+            (&format!("{deb}suites = ['s'], components = ['c'] }}\ndnf = {{ uris = ['https://a'] }}\n"), &["value"]),
+            (&format!("{deb}components = ['c'] }}\n"), &["missing-key"]),
+            ("[repository.x]\ndnf = { key = 'keys/acme.asc' }\n", &["missing-key"]),
+            (&format!("{deb}suites = ['s'] }}\n"), &["value"]),
+            (&format!("{deb}suites = ['./'], components = ['c'] }}\n"), &["value"]),
+            (&format!("{deb}suites = ['./', 's'] }}\n"), &["value"]),
+            (&format!("{deb}suites = ['./'] }}\n"), &[]),
+            ("[repository.x]\nstate = 'absent'\ndnf = { uris = ['https://a'], key = 'keys/acme.asc' }\n", &["absent"]),
+            // No word can be two, or a line of its own.
+            (&format!("{deb}suites = [\"s\\nTrusted: yes\"], components = ['c'] }}\n"), &["value"]),
+            (&format!("{deb}suites = ['s'], components = ['c d', '-c', '..'] }}\n"), &["value", "value", "value"]),
+            (
+                &format!("{deb}suites = ['s'], components = ['c'], types = ['rpm'], architectures = [''] }}\n"),
+                &["value", "value"],
+            ),
+            (
+                "[repository.x]\ndnf = { uris = [\"https://a\\ngpgcheck=0\", 'ftp://a', 'https://', 'https://a b', '/srv'], key = 'keys/acme.asc' }\n",
+                &["value", "value", "value", "value", "value"],
+            ),
+            ("[repository.x]\ndnf = { uris = ['https://me:secret@a/x'], key = 'keys/acme.asc' }\n", &["value"]),
+            ("[repository.'a/b']\nstate = 'absent'\n[repository.'-x']\nstate = 'absent'\n", &["name", "name"]),
+            // Its files are its own.
+            (
+                &format!(
+                    "{}[file.'/etc/apt/keyrings/rekindle-x.gpg']\nstate = 'absent'\n",
+                    apt("key = 'keys/acme.asc'")
+                ),
+                &["conflict"],
+            ),
+            (
+                &format!(
+                    "{}[setting.'/etc/apt/sources.list.d/x.sources']\nformat = 'line'\nlines = ['Trusted: yes']\n",
+                    apt("key = 'keys/acme.asc'")
+                ),
+                &["conflict"],
+            ),
         ],
     );
 }

@@ -4,6 +4,7 @@
 
 mod commands;
 mod lockout;
+mod repositories;
 mod support;
 mod sweeps;
 mod validate;

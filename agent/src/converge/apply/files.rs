@@ -75,6 +75,7 @@ impl<'a> Run<'a, '_> {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Command(_)
             | Desired::Check(_)

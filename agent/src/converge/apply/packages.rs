@@ -157,6 +157,7 @@ impl Member<'_> {
                 | Desired::User(_)
                 | Desired::Group(_)
                 | Desired::Package(_)
+                | Desired::Repository(_)
                 | Desired::Service(_)
                 | Desired::Command(_)
                 | Desired::Check(_)

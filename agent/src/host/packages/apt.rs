@@ -23,6 +23,7 @@ const MAX_STATUS: u64 = 256 * 1024 * 1024;
 const MAX_UPDATES: usize = 10_000;
 const SIMULATION_DEADLINE: Duration = Duration::from_secs(120);
 const UPDATE_DEADLINE: Duration = Duration::from_secs(600);
+const REFRESH_DEADLINE: Duration = Duration::from_secs(180);
 /// Longer than the largest upgrade on the slowest disk: killing dpkg half-way is the worse evil.
 const TRANSACTION_DEADLINE: Duration = Duration::from_secs(3600);
 /// How many lines of the manager's output an error shows.
@@ -208,6 +209,23 @@ impl PackageManager for Apt {
             output = self.apt_get(&args, TRANSACTION_DEADLINE)?;
         }
         if output.success() { Ok(()) } else { Err(manager_error(&args, &output)) }
+    }
+
+    fn refresh(&mut self, source: &AbsPath) -> Result<(), PackageError> {
+        let mut args = vec!["update".to_owned()];
+        // This one alone, and what is known of the others stays. A server that does not answer is not waited for long.
+        for option in [
+            &format!("Dir::Etc::sourcelist={source}"),
+            "Dir::Etc::sourceparts=/dev/null",
+            "APT::Get::List-Cleanup=0",
+            "Acquire::http::Timeout=20",
+            "Acquire::https::Timeout=20",
+            "APT::Update::Error-Mode=any",
+        ] {
+            args.extend(["-o".to_owned(), option.to_owned()]);
+        }
+        let output = self.apt_get(&args, REFRESH_DEADLINE)?;
+        if output.success() { Ok(()) } else { Err(manager_error(&["update".to_owned()], &output)) }
     }
 
     fn database_paths(&self) -> Vec<PathBuf> {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::resource::AbsPath;
+
 use super::{PackageDb, PackageEntry, PackageError, PackageManager, PackageStatus, Transaction};
 
 /// Packages in memory. Clones share one state, so that a test keeps one while the host owns another.
@@ -18,6 +20,7 @@ struct State {
     /// Name to candidate version.
     available: BTreeMap<String, String>,
     transactions: Vec<Transaction>,
+    refreshed: Vec<String>,
     reads_fail: bool,
     writes_fail: bool,
 }
@@ -51,6 +54,11 @@ impl FakePackages {
     /// The transactions that were carried out, in order.
     pub fn transactions(&self) -> Vec<Transaction> {
         self.lock().transactions.clone()
+    }
+
+    /// The files of the repositories that were read anew, in order.
+    pub fn refreshed(&self) -> Vec<String> {
+        self.lock().refreshed.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -105,6 +113,11 @@ impl PackageManager for FakePackages {
             }
         }
         state.transactions.push(transaction.clone());
+        Ok(())
+    }
+
+    fn refresh(&mut self, source: &AbsPath) -> Result<(), PackageError> {
+        self.lock().refreshed.push(source.to_string());
         Ok(())
     }
 

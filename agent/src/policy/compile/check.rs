@@ -179,6 +179,7 @@ impl<'a, 'v> Graph<'a, 'v> {
                 Kind::User
                 | Kind::Service
                 | Kind::Sysctl
+                | Kind::Repository
                 | Kind::KernelModule
                 | Kind::Command
                 | Kind::Check
@@ -256,6 +257,7 @@ pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
         | Kind::Service
         | Kind::Mount
         | Kind::Sysctl
+        | Kind::Repository
         | Kind::KernelModule
         | Kind::Command
         | Kind::Check
@@ -339,6 +341,7 @@ fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Service
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::Repository
             | Kind::KernelModule
             | Kind::Mount
             | Kind::Command
@@ -408,6 +411,7 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Service
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::Repository
             | Kind::KernelModule
             | Kind::Mount
             | Kind::Command
@@ -545,6 +549,7 @@ fn accounts(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Symlink(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
@@ -644,6 +649,7 @@ fn protected(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Kind::Symlink
             | Kind::Setting
             | Kind::Sysctl
+            | Kind::Repository
             | Kind::KernelModule
             | Kind::Mount
             | Kind::Command

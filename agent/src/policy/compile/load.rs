@@ -515,6 +515,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
         Kind::User => UserName::new(name).map(|name| name.as_str().into()),
         Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
         Kind::Package => PackageName::new(name).map(|name| name.as_str().into()),
+        Kind::Repository => crate::resource::repository::Name::new(name).map(|name| name.as_str().into()),
         Kind::Command | Kind::Check | Kind::Sweep => RuleName::new(name).map(|name| name.as_str().into()),
         Kind::Service => UnitName::with_default_suffix(name).map(|unit| service_name(&unit).into()),
         Kind::Setting if name.starts_with('/') => AbsPath::new(name).map(|path| path.shared()),
@@ -537,6 +538,7 @@ pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagn
                 Kind::KernelModule => "the name of a kernel module, without `.ko`",
                 Kind::User | Kind::Group => "a name of lower-case letters, digits, `_`, `-` and `.`",
                 Kind::Package => "the name of a package",
+                Kind::Repository => "a name of letters, digits, `_`, `.` and `-`",
                 Kind::Service => "the name of a systemd unit",
                 Kind::Command | Kind::Check | Kind::Sweep => "a name of letters, digits and `-_.:@+`",
             };

@@ -2,6 +2,7 @@
 
 mod kernel_module;
 mod mount;
+mod repository;
 pub(super) mod setting;
 mod sysctl;
 
@@ -65,6 +66,7 @@ pub(super) fn lower<'v>(
         Kind::User => reader.user(is_absent),
         Kind::Group => reader.group(is_absent),
         Kind::Package => reader.package(is_absent),
+        Kind::Repository => reader.repository(is_absent),
         Kind::Service => reader.service(),
         Kind::Command => reader.command(&owed_by),
         Kind::Check => reader.check(),

@@ -40,7 +40,7 @@ use super::secret::Secrets;
 pub use super::template::Traced;
 use super::template::{Engine, Trace};
 use super::trust::Verified;
-use crate::resource::Resource;
+use crate::resource::{Desired, Ensure, Resource};
 
 /// What a policy is compiled for.
 #[derive(Debug, Clone, Copy)]
@@ -159,4 +159,20 @@ fn compile_watched(
         .with_validators(validators)
         .with_mask(engine.mask());
     Ok(Compiled { state, warnings: out.into_vec() })
+}
+
+/// A warning for each repository whose key stops signing soon. Apart from compiling, which knows no time.
+pub fn expiring_keys(state: &DesiredState, now: jiff::Timestamp) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    for resource in state.resources() {
+        let Desired::Repository(repository) = &resource.desired else { continue };
+        let Ensure::Present(spec) = &repository.ensure else { continue };
+        if let Some(expires) = spec.key.expires_soon(now) {
+            let place = &resource.source;
+            let title = format!("the key of `{}` ({}:{}) expires on {expires:.0}", resource.id, place.file, place.line);
+            warnings
+                .push(Diagnostic::warning("key-expires", title).hint("put the new key into the policy before that"));
+        }
+    }
+    warnings
 }

@@ -61,6 +61,7 @@ pub(super) fn edges(graph: &Graph<'_, '_>, out: &mut Diagnostics) -> Edges {
     for i in 0..n {
         automatic(graph, i, &mut builder);
     }
+    repositories_first(graph, &mut builder);
     Edges(builder.lists)
 }
 
@@ -79,6 +80,24 @@ impl Builder {
         }
         if let Some(list) = self.lists.get_mut(from) {
             list.push((to, Reason::Automatic(why)));
+        }
+    }
+}
+
+/// A package may come from any repository, so all of them come before it: but for packages that a repository itself needs.
+fn repositories_first(graph: &Graph<'_, '_>, builder: &mut Builder) {
+    let of_kind =
+        |kind: Kind| (0..graph.len()).filter(move |i| graph.declaration(*i).is_some_and(|d| d.id.kind == kind));
+    let repositories: Vec<usize> = of_kind(Kind::Repository).collect();
+    let mut needed: HashSet<usize> = HashSet::new();
+    let mut open = repositories.clone();
+    while let Some(i) = open.pop() {
+        let targets = builder.lists.get(i).into_iter().flatten().map(|(to, _)| *to);
+        open.extend(targets.filter(|to| needed.insert(*to)).collect::<Vec<_>>());
+    }
+    for package in of_kind(Kind::Package).filter(|package| !needed.contains(package)) {
+        for repository in &repositories {
+            builder.automatic(package, Some(*repository), "the package may come from the repository");
         }
     }
 }
@@ -123,7 +142,7 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
         }
         Desired::Symlink(_) => path(graph, i, None, builder),
         Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
-        Desired::Sysctl(_) | Desired::KernelModule(_) => {}
+        Desired::Repository(_) | Desired::Sysctl(_) | Desired::KernelModule(_) => {}
         Desired::Mount(_) => {
             let Some(declaration) = graph.declaration(i) else { return };
             let name = &*declaration.id.name;
@@ -199,6 +218,7 @@ fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
             | Desired::User(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Setting(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)

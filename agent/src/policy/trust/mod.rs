@@ -5,7 +5,7 @@
 //! Nothing here falls back: a missing, odd, expired or foreign signature is an error.
 
 mod certificate;
-mod openpgp;
+pub(in crate::policy) mod openpgp;
 mod signers;
 mod sshsig;
 mod store;

@@ -11,6 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::TrustError;
 
+mod expiry;
+
+pub(in crate::policy) use expiry::{last_to_expire, public_keys};
+
 const BEGIN_KEY: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END_KEY: &str = "-----END PGP PUBLIC KEY BLOCK-----";
 /// First line of an armored signature.
@@ -69,13 +73,7 @@ impl Keyring {
     /// Reads a keyring as `gpg --export` writes it, with or without `--armor`.
     pub fn parse(bytes: &[u8]) -> Result<Self, TrustError> {
         let keyring = |why: &str| TrustError::Keyring { why: why.to_owned() };
-        let packets = match bytes.first() {
-            Some(first) if first & 0x80 != 0 => bytes.to_vec(),
-            Some(_) | None => {
-                dearmored(std::str::from_utf8(bytes).map_err(|_| keyring("it is not an OpenPGP keyring"))?)
-                    .map_err(keyring)?
-            }
-        };
+        let packets = packets_of(bytes).map_err(keyring)?;
         let primaries = primaries(&packets).map_err(keyring)?;
         if primaries.is_empty() { Err(keyring("it holds no public key")) } else { Ok(Self { packets, primaries }) }
     }
@@ -145,6 +143,14 @@ fn named(text: &str) -> String {
     if name.is_empty() { "?".to_owned() } else { name }
 }
 
+/// The packets of a keyring, armored or not.
+fn packets_of(bytes: &[u8]) -> Result<Vec<u8>, &'static str> {
+    match bytes.first() {
+        Some(first) if first & 0x80 != 0 => Ok(bytes.to_vec()),
+        Some(_) | None => dearmored(std::str::from_utf8(bytes).map_err(|_| "it is not an OpenPGP keyring")?),
+    }
+}
+
 /// The bytes of every armored key block of a text. The checksum is left to whoever reads the packets: it protects nothing.
 fn dearmored(text: &str) -> Result<Vec<u8>, &'static str> {
     let mut packets = Vec::new();
@@ -176,10 +182,15 @@ fn dearmored(text: &str) -> Result<Vec<u8>, &'static str> {
 }
 
 /// The fingerprints of the primary keys of a keyring.
-fn primaries(mut packets: &[u8]) -> Result<Vec<String>, &'static str> {
+fn primaries(bytes: &[u8]) -> Result<Vec<String>, &'static str> {
+    packets(bytes)?.into_iter().filter(|(tag, _)| *tag == 6).map(|(_, body)| fingerprint(body)).collect()
+}
+
+/// The tag and body of each packet of a keyring. What is in no keyring of public keys is refused.
+fn packets(mut packets: &[u8]) -> Result<Vec<(u8, &[u8])>, &'static str> {
     const CUT: &str = "it is cut short";
     const UNKNOWN: &str = "it is not an OpenPGP keyring";
-    let mut primaries = Vec::new();
+    let mut found = Vec::new();
     while let Some((first, rest)) = packets.split_first() {
         if first & 0x80 == 0 {
             return Err(UNKNOWN);
@@ -210,14 +221,13 @@ fn primaries(mut packets: &[u8]) -> Result<Vec<String>, &'static str> {
             5 | 7 => {
                 return Err("it holds a private key: export the public keys alone, and change the key that was here");
             }
-            6 => primaries.push(fingerprint(body)?),
-            // Signatures, user ids, subkeys, attributes, trust, markers and padding.
-            2 | 10 | 12 | 13 | 14 | 17 | 21 => {}
+            // Signatures, keys, user ids, subkeys, attributes, trust, markers and padding.
+            2 | 6 | 10 | 12 | 13 | 14 | 17 | 21 => found.push((tag, body)),
             _ => return Err(UNKNOWN),
         }
         packets = rest;
     }
-    Ok(primaries)
+    Ok(found)
 }
 
 /// The fingerprint of a key of version 4: what RFC 9580, section 5.5.4.2, takes the hash of.

@@ -52,6 +52,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             | Desired::Symlink(_)
             | Desired::Group(_)
             | Desired::Package(_)
+            | Desired::Repository(_)
             | Desired::Service(_)
             | Desired::Sysctl(_)
             | Desired::KernelModule(_)
