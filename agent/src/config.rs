@@ -13,6 +13,8 @@ use crate::spool::Event;
 mod document;
 mod files;
 mod settings;
+
+pub use settings::is_role;
 #[cfg(test)]
 mod tests;
 mod values;

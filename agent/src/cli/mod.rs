@@ -16,6 +16,7 @@ use crate::resource::ResourceId;
 mod adopt;
 pub(crate) mod against;
 pub mod demo;
+mod facts;
 mod inspect;
 mod operate;
 mod output;
@@ -91,6 +92,8 @@ enum Command {
     Fetch(operate::Fetch),
     /// Ask the endpoint for this host to be reimaged
     Reimage(operate::Reimage),
+    /// Show what a policy may ask about this host
+    Facts(facts::Facts),
     /// Print the JSON Schema of the policy language
     Schema,
     /// Print a completion script for a shell
@@ -222,6 +225,7 @@ fn dispatch(cli: Cli, out: &mut Out) -> Outcome {
         Command::Resume(args) => operate::resume(&global, &args, out),
         Command::Fetch(args) => operate::fetch(&global, &args, out),
         Command::Reimage(args) => operate::reimage(&global, &args, out),
+        Command::Facts(args) => facts::facts(&global, &args, out),
         Command::Schema => {
             out.text(&format!("{:#}\n", crate::policy::json_schema()))?;
             Ok(exit::OK)

@@ -9,9 +9,9 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::against;
 use super::output::{BAD, BOLD, DIM, GOOD, WARN, changes_text, paint, span};
 use super::{CliError, Global, Out, Outcome, exit, resource_id, services, settings};
+use super::{against, facts};
 use crate::agent::confirming::last_answer;
 use crate::agent::control::{self, Answer, Request};
 use crate::agent::revisions::{self, Revisions};
@@ -21,9 +21,8 @@ use crate::config::{self, Paths, Settings};
 use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
 use crate::host::programs::Programs;
 use crate::host::{self, Host};
-use crate::policy::compile::{Compiled, Inputs};
-use crate::policy::diagnostic::Diagnostics;
-use crate::policy::facts::Facts;
+use crate::policy::compile::{Compiled, Inputs, expiring_keys};
+use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
@@ -37,10 +36,10 @@ pub(super) struct Check {
     /// Directory of the policy
     #[arg(default_value = ".")]
     directory: PathBuf,
-    /// Compile for a host with these roles
+    /// Compile for a host with these roles, instead of those in the file of facts
     #[arg(long, value_delimiter = ',', value_name = "ROLE")]
-    roles: Vec<String>,
-    /// Compile for the host whose facts are in this JSON file, instead of this host
+    roles: Option<Vec<String>>,
+    /// Compile for the host whose facts are in this file (`rekindle facts --json`), instead of this host
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
 }
@@ -84,21 +83,27 @@ pub(super) struct Apply {
 
 /// Validates a policy.
 pub(super) fn check(args: &Check, out: &mut Out) -> Outcome {
-    let live = Host::open(Path::new("/"))?;
-    let (facts, view) = match &args.facts {
-        Some(file) => (read_facts(file)?, None),
-        None => (host::facts::gather(&live.root), None),
+    let (facts, known_roles) = match &args.facts {
+        Some(file) => {
+            let document = facts::read(file)?;
+            (document.facts, document.roles)
+        }
+        None => (host::facts::gather(&Host::open(Path::new("/"))?.root), None),
     };
+    // What is asked for goes before what the file of facts says.
+    let roles = args.roles.clone().or(known_roles).unwrap_or_default();
+    facts::check_roles(&roles).map_err(facts::invalid)?;
     // Whoever has no key, or checks for another host, learns at least that the secrets are there.
     let secrets = match secrets::load(&Settings::default()) {
         secrets @ Secrets::With(_) if args.facts.is_none() => secrets,
         Secrets::With(_) | Secrets::Unread | Secrets::Missing(_) => Secrets::Unread,
     };
-    let inputs = Inputs { facts: &facts, roles: &args.roles, host: view.as_ref(), secrets: &secrets };
+    let inputs = Inputs { facts: &facts, roles: &roles, host: None, secrets: &secrets };
     let candidate = candidate::from_directory(&args.directory)?;
     let verified = trust::verify(candidate, &Trust::Operator, Timestamp::now())?;
     match trial::compile(&Paths::default().program, &verified, &inputs, Known::New) {
-        Ok(compiled) => {
+        Ok(mut compiled) => {
+            compiled.warnings.extend(expiring_keys(&compiled.state, Timestamp::now()));
             let n = compiled.state.resources().len();
             if out.is_json() {
                 let warnings = Diagnostics::from(compiled.warnings);
@@ -123,17 +128,12 @@ pub(super) fn check(args: &Check, out: &mut Out) -> Outcome {
     }
 }
 
-fn print_warnings(warnings: Vec<crate::policy::diagnostic::Diagnostic>, out: &mut Out) -> Result<(), CliError> {
+fn print_warnings(warnings: Vec<Diagnostic>, out: &mut Out) -> Result<(), CliError> {
     if !warnings.is_empty() {
         let text = Diagnostics::from(warnings).render(out.has_color());
         out.line(text)?;
     }
     Ok(())
-}
-
-fn read_facts(file: &Path) -> Result<Facts, CliError> {
-    let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("cannot read `{}`: {e}", file.display()))?;
-    serde_json::from_str(&text).map_err(|e| CliError::from(anyhow::anyhow!("`{}` holds no facts: {e}", file.display())))
 }
 
 /// Everything that `plan` and `apply` need.

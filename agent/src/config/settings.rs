@@ -54,11 +54,15 @@ fn mode(root: &mut Table, problems: &mut Problems) -> Mode {
     root.parsed("mode", parse, problems).map(|found| found.value).unwrap_or_default()
 }
 
+/// Whether a text can be a role.
+pub fn is_role(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'))
+}
+
 fn roles(root: &mut Table, problems: &mut Problems) -> Vec<String> {
     let mut roles = Vec::new();
     for Found { value, place } in root.texts("roles", problems) {
-        let is_word = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
-        if value.is_empty() || !value.chars().all(is_word) {
+        if !is_role(&value) {
             let message = format!("`roles`: expected letters, digits and `-_.:`; found \"{value}\"");
             problems.push(Problem { place, message, hint: None });
         } else if !roles.contains(&value) {

@@ -115,7 +115,8 @@ fn unquote(value: &str) -> String {
     plain
 }
 
-fn os_family(id: &str, id_like: &str) -> &'static str {
+/// `debian`, `redhat` or `suse`, by the id of a system and those it is like; empty for another.
+pub fn os_family(id: &str, id_like: &str) -> &'static str {
     let words = || std::iter::once(id).chain(id_like.split_whitespace());
     let is = |names: &[&str]| words().any(|word| names.contains(&word) || names.iter().any(|n| word.starts_with(n)));
     if is(&["debian", "ubuntu"]) {

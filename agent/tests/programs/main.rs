@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test's helpers fail as its body does")]
 
 mod commands;
+mod facts;
 mod lockout;
 mod repositories;
 mod support;
