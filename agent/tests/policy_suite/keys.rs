@@ -1,5 +1,7 @@
 //! When the keys of repositories end, as gpg has it.
 
+use rekindle::policy::compile::{Compiled, expiring_keys};
+use rekindle::policy::diagnostic::Diagnostics;
 use rekindle::resource::{Desired, Ensure};
 
 use crate::repository::Repository;
@@ -36,12 +38,16 @@ impl Gpg {
         line.split(':').nth(6).unwrap().parse().ok()
     }
 
-    /// What a policy with these keys knows of their end.
-    fn expires(&self) -> Result<Option<i64>, String> {
+    /// A policy with these keys.
+    fn compiled(&self) -> Result<Compiled, String> {
         let key = self.run(&["--armor", "--export"]);
         let toml = "[repository.x]\ndnf = { uris = ['https://a'], key = 'key.asc' }\n";
-        let compiled =
-            compile(&policy(&[("policy.toml", toml), ("key.asc", &key)]), None).map_err(|all| all.to_string())?;
+        compile(&policy(&[("policy.toml", toml), ("key.asc", &key)]), None).map_err(|all| all.to_string())
+    }
+
+    /// What it knows of their end.
+    fn expires(&self) -> Result<Option<i64>, String> {
+        let compiled = self.compiled()?;
         let desired = &compiled.state.resources()[0].desired;
         let Desired::Repository(repository) = desired else { panic!("{desired:?}") };
         let Ensure::Present(spec) = &repository.ensure else { panic!("it is declared") };
@@ -81,4 +87,16 @@ fn a_subkey_that_signs_ends_before_its_key() {
     gpg.run(&["--quick-add-key", &fingerprint, "cv25519", "encr", "never"]);
     assert_eq!(gpg.expires(), Ok(gpg.listed("sub")));
     assert!(gpg.listed("sub").is_some());
+}
+
+#[test]
+fn a_month_before_it_ends_a_key_is_warned_of() {
+    let gpg = Gpg::new();
+    gpg.run(&["--quick-generate-key", "one@acme.example", "ed25519", "sign", "1y"]);
+    let state = gpg.compiled().unwrap().state;
+    assert!(expiring_keys(&state, "2027-05-01T00:00:00Z".parse().unwrap()).is_empty());
+    let warnings = expiring_keys(&state, "2027-05-20T00:00:00Z".parse().unwrap());
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!("keys_that_end", Diagnostics::from(warnings).render(false));
+    });
 }
