@@ -97,8 +97,13 @@ pub(super) fn set<S: Syntax>(
     for (at, body) in rewritten {
         lines.replace(at, body);
     }
-    for wanted in wanted.iter().skip(n_kept).rev() {
-        lines.insert(place, syntax.fresh(like.as_deref(), key, wanted));
+    let fresh: Vec<Vec<u8>> =
+        wanted.iter().skip(n_kept).map(|wanted| syntax.fresh(like.as_deref(), key, wanted)).collect();
+    // What a commented line goes on in stays with it, and does not become the end of ours.
+    let free = |last: &Vec<u8>| (place..=lines.len()).find(|at| !syntax.continues(last, lines.body(*at)));
+    let place = fresh.last().and_then(free).unwrap_or(place);
+    for line in fresh.into_iter().rev() {
+        lines.insert(place, line);
     }
     // From the back, so that what is before keeps its place. There is nothing to remove where something was added.
     for (at, _) in found.iter().skip(first + n_kept).rev().chain(found.iter().take(first).rev()) {

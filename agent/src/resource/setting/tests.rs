@@ -152,6 +152,7 @@ fn ini_knows_sections() {
     a("[s]\na=2\n\n[t]\na = 3\n", "[s]\na=1\n\n[t]\na = 3\n", &["s.a: 2 → 1"]);
     a("[s]\nb=2\n\n[t]\na = 3\n", "[s]\nb=2\na=1\n\n[t]\na = 3\n", &["s.a: - → 1"]);
     a("[s]\n;a = 2\nb = 2\n", "[s]\n;a = 2\na = 1\nb = 2\n", &["s.a: - → 1"]);
+    a("[s]\n;a = 2\n  more\nb = 2\n", "[s]\n;a = 2\n  more\na = 1\nb = 2\n", &["s.a: - → 1"]);
     a("[s]\n\n[t]\nb = 3\n", "[s]\na=1\n\n[t]\nb = 3\n", &["s.a: - → 1"]);
     a("[s]\na=2\n[t]\n[s]\na=3\n", "[s]\n[t]\n[s]\na=1\n", &["s.a: 2 | 3 → 1"]);
     a("[t]\nb = 3", "[t]\nb = 3\n\n[s]\na = 1\n", &["s.a: - → 1"]);
