@@ -214,7 +214,8 @@ pub fn from_directory(dir: &Path) -> Result<Candidate, CandidateError> {
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile => {
                     budget.add_file()?;
-                    let content = read_at_most(child, budget.remaining()).map_err(|e| read_error(&path, e))?;
+                    let content =
+                        read_at_most(child, stat.st_size, budget.remaining()).map_err(|e| read_error(&path, e))?;
                     budget.add_bytes(u64::try_from(content.len()).unwrap_or(u64::MAX))?;
                     files.insert(name, content);
                 }
@@ -418,8 +419,11 @@ fn checked_name(prefix: &str, raw: &[u8]) -> Result<String, CandidateError> {
     Ok(join(name))
 }
 
-fn read_at_most(fd: OwnedFd, limit: u64) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
+/// Reads a file that is said to have so many bytes.
+fn read_at_most(fd: OwnedFd, length: i64, limit: u64) -> io::Result<Vec<u8>> {
+    // With one more the end shows at once.
+    let expected = u64::try_from(length).unwrap_or(0).min(limit).saturating_add(1);
+    let mut content = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     // One byte more than allowed, so that the caller sees the excess.
     std::fs::File::from(fd).take(limit.saturating_add(1)).read_to_end(&mut content)?;
     Ok(content)

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::place::Ownership;
 use super::sysctl::Assignments;
 use super::{Principal, error};
-use crate::host::Host;
 use crate::host::accounts::AccountDb;
 use crate::host::packages::PackageDb;
 use crate::host::root::Root;
+use crate::host::{Host, current_ids};
 
 /// Databases read during one run.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ pub struct Snapshot {
     accounts: Option<Result<Arc<AccountDb>, String>>,
     packages: Option<Result<Arc<PackageDb>, String>>,
     sysctls: Option<Result<Arc<Assignments>, String>>,
+    own_ids: Option<(u32, u32)>,
 }
 
 impl Snapshot {
@@ -40,6 +41,11 @@ impl Snapshot {
     /// What files say of the kernel's settings, read now unless they were read before.
     pub(super) fn sysctls(&mut self, root: &Root) -> Result<Arc<Assignments>, String> {
         self.sysctls.get_or_insert_with(|| Assignments::read(root).map(Arc::new)).clone()
+    }
+
+    /// The user and group that this process runs as, which it never changes: most files are theirs.
+    fn own_ids(&mut self) -> (u32, u32) {
+        *self.own_ids.get_or_insert_with(current_ids)
     }
 
     /// Reads again what any step may have changed.
@@ -84,13 +90,13 @@ impl Names {
     ) -> Result<Self, String> {
         let uid = match owner {
             None => None,
-            Some(Principal::Agent) => Some(rustix::process::geteuid().as_raw()),
+            Some(Principal::Agent) => Some(snapshot.own_ids().0),
             Some(Principal::Id(id)) => Some(*id),
             Some(Principal::Name(name)) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
         };
         let gid = match group {
             None => None,
-            Some(Principal::Agent) => Some(rustix::process::getegid().as_raw()),
+            Some(Principal::Agent) => Some(snapshot.own_ids().1),
             Some(Principal::Id(id)) => Some(*id),
             Some(Principal::Name(name)) => snapshot.accounts(host)?.group(name).map(|g| g.gid),
         };
