@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::status::Refused;
 use super::trial::{self, Known};
 use crate::config::{self, Paths, TrustSettings};
-use crate::host::gpgv;
+use crate::host::{gpgv, memory};
 use crate::policy::compile::Inputs;
 use crate::policy::compiled::{self, Kept};
 use crate::policy::trust::{self, AllowedSigners, Keyring, Trust, Verified};
@@ -60,21 +60,38 @@ pub struct InForce {
 impl InForce {
     /// Puts the contents of the files on the disk, beside the stored tree, with everything else that compiling came to. Where
     /// that cannot be done, and where some are secret, they stay in memory.
-    fn settle(self, paths: &Paths, inputs: &Inputs<'_>) -> Self {
+    fn write_down(self, paths: &Paths, inputs: &Inputs<'_>) -> Made {
         let revision = self.state.revision();
         if self.state.holds_secrets() {
             forget_compiled(paths, revision);
-            return self;
+            return Made::InMemory(Box::new(self));
         }
-        let (home, key) = (paths.policies().join(revision.as_str()), key(revision, inputs));
-        let kept = compiled::write(&home, &key, self.signer.as_deref(), &self.state)
-            .and_then(|()| compiled::load(&home, revision, &key));
-        match kept {
-            Ok(Some(kept)) => kept.into(),
-            Ok(None) => self,
+        let home = paths.policies().join(revision.as_str());
+        match compiled::write(&home, &key(revision, inputs), self.signer.as_deref(), &self.state) {
+            Ok(()) => Made::OnDisk,
             Err(error) => {
                 tracing::warn!("the policy takes more memory, and longer to start with: {}", chain(&error));
-                self
+                Made::InMemory(Box::new(self))
+            }
+        }
+    }
+}
+
+/// What compiling came to.
+enum Made {
+    InMemory(Box<InForce>),
+    /// It is beside the stored tree.
+    OnDisk,
+}
+
+impl Made {
+    fn take_up(self, paths: &Paths, revision: &Revision, inputs: &Inputs<'_>) -> Result<InForce, String> {
+        match self {
+            Self::InMemory(in_force) => Ok(*in_force),
+            Self::OnDisk => {
+                // What comes back from the disk is to stay, and would do so between what compiling took.
+                memory::give_back();
+                look_up(paths, revision, inputs)
             }
         }
     }
@@ -130,36 +147,36 @@ pub fn consider(
     if known.into_iter().any(|known| known.as_ref() == Some(&revision)) {
         return Consideration::Nothing;
     }
-    match examine(paths, trust, revisions, commit, inputs) {
-        Ok((verified, state)) => {
-            if let Err(error) = trust::store(&verified, &paths.policies()) {
-                let reason = format!("cannot keep it on disk: {}", chain(&error));
-                return refuse(revisions, commit, reason, now);
-            }
-            // Before anything is done under it: a kill in between leaves a mark that this commit itself satisfies.
-            match newest::save(&paths.newest(), &revision) {
-                Ok(()) => {}
-                // Where nothing can be written there is nothing to wait for.
-                Err(error) if error.is_read_only() => {
-                    tracing::warn!("{}; losing {} would let an older policy in", chain(&error), paths.state.display());
-                }
-                Err(error) => return refuse(revisions, commit, chain(&error), now),
-            }
-            revisions.in_force = Some(revision.clone());
-            revisions.in_force_since = Some(now);
-            revisions.high_water = Some(revision);
-            revisions.backed_out = None;
-            revisions.refused = None;
-            let in_force = InForce { state, signer: verified.signer().map(str::to_owned), store: None };
-            // The tree goes first: its bytes are in the compiled state, too.
-            drop(verified);
-            Consideration::Accepted(match contents {
-                Contents::OnDisk => in_force.settle(paths, inputs),
-                Contents::InMemory => in_force,
-            })
+    let made = memory::aside(|| {
+        let (verified, state) = examine(paths, trust, revisions, commit, inputs)?;
+        trust::store(&verified, &paths.policies()).map_err(|e| format!("cannot keep it on disk: {}", chain(&e)))?;
+        let in_force = InForce { state, signer: verified.signer().map(str::to_owned), store: None };
+        // The tree goes first: its bytes are in the compiled state, too.
+        drop(verified);
+        Ok(match contents {
+            Contents::OnDisk => in_force.write_down(paths, inputs),
+            Contents::InMemory => Made::InMemory(Box::new(in_force)),
+        })
+    });
+    let in_force = match made.and_then(|made| made.take_up(paths, &revision, inputs)) {
+        Ok(in_force) => in_force,
+        Err(reason) => return refuse(revisions, commit, reason, now),
+    };
+    // Before anything is done under it: a kill in between leaves a mark that this commit itself satisfies.
+    match newest::save(&paths.newest(), &revision) {
+        Ok(()) => {}
+        // Where nothing can be written there is nothing to wait for.
+        Err(error) if error.is_read_only() => {
+            tracing::warn!("{}; losing {} would let an older policy in", chain(&error), paths.state.display());
         }
-        Err(reason) => refuse(revisions, commit, reason, now),
+        Err(error) => return refuse(revisions, commit, chain(&error), now),
     }
+    revisions.in_force = Some(revision.clone());
+    revisions.in_force_since = Some(now);
+    revisions.high_water = Some(revision);
+    revisions.backed_out = None;
+    revisions.refused = None;
+    Consideration::Accepted(in_force)
 }
 
 /// A refusal is reported once for each commit and reason.
@@ -247,7 +264,8 @@ pub fn load(paths: &Paths, revision: &Revision, inputs: &Inputs<'_>, contents: C
         Contents::InMemory => compile_stored(paths, revision, inputs),
         Contents::OnDisk => match recall(paths, revision, inputs) {
             Some(in_force) => Ok(in_force),
-            None => Ok(compile_stored(paths, revision, inputs)?.settle(paths, inputs)),
+            None => memory::aside(|| Ok(compile_stored(paths, revision, inputs)?.write_down(paths, inputs)))
+                .and_then(|made: Made| made.take_up(paths, revision, inputs)),
         },
     }
 }

@@ -21,6 +21,7 @@ use super::table::{Likeness, Pool, PoolKey};
 use super::{Arming, Declared, Order, Places, Repaired, Shared};
 use crate::actor::Actor;
 use crate::converge::Cause;
+use crate::host::memory;
 use crate::host::packages::provenance;
 use crate::host::process::{self, UnitMap};
 use crate::host::root::{Permissions, stat_of, sync_directory};
@@ -337,6 +338,9 @@ impl Keeper {
         if is_live {
             self.lay_out();
         }
+        if arming == Arming::Only {
+            memory::give_back();
+        }
     }
 
     /// Lays out the copies that are missing.
@@ -359,6 +363,8 @@ impl Keeper {
             for missing in batch {
                 // A pool that went meanwhile leaves its copy to the next arming.
                 if let Some(pool) = table.pools.get_mut(missing.pool).filter(|pool| pool.key == missing.key) {
+                    // Most have one: nothing is set aside for more.
+                    pool.ready.reserve_exact(1);
                     pool.ready.push(missing.number);
                 }
             }
