@@ -417,9 +417,18 @@ impl Root {
         self.remove(path, AtFlags::REMOVEDIR)
     }
 
-    /// Removes temporary files that a killed run left beside `path`. Returns how many.
+    /// Removes temporary files that a killed run left beside `path`, or beside the first of its parents that is missing: that one
+    /// was being made. Returns how many.
     pub fn remove_leftovers(&self, path: &AbsPath) -> io::Result<usize> {
-        let Some(Place::Entry { dir, .. }) = self.place(path)? else { return Ok(0) };
+        let mut first_missing = Some(path.clone());
+        let dir = loop {
+            let Some(path) = first_missing else { return Ok(0) };
+            match self.place(&path)? {
+                Some(Place::Entry { dir, .. }) => break dir,
+                Some(Place::Root) => return Ok(0),
+                None => first_missing = path.parent(),
+            }
+        };
         let mut n_removed = 0;
         for name in names_in(&dir, usize::MAX)?.iter().filter(|name| is_temporary(name)) {
             let removed = match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {

@@ -1,6 +1,7 @@
 //! Disks that lie: no room, no quota, no luck, nothing but reading; and files that cannot be replaced.
 
 mod disk;
+mod kinds;
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::resource::setting::{self, Edits, Entry, Missing};
 
-fn entries(values: &[(&str, &str)]) -> Vec<Entry> {
+pub(super) fn entries(values: &[(&str, &str)]) -> Vec<Entry> {
     let entry = |(key, value): &(&str, &str)| Entry {
         section: String::new(),
         key: (*key).to_owned(),
@@ -12,7 +12,7 @@ fn entries(values: &[(&str, &str)]) -> Vec<Entry> {
     values.iter().map(entry).collect()
 }
 
-fn a_setting(name: &str, path: &str, edits: Edits) -> Resource {
+pub(super) fn a_setting(name: &str, path: &str, edits: Edits) -> Resource {
     let spec = setting::Spec { edits, missing: Missing::Refuse, owner: None, group: None, mode: None };
     resource(Kind::Setting, name, Desired::Setting(setting::Desired { path: abs(path), spec: Box::new(spec) }))
 }

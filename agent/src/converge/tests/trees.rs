@@ -22,7 +22,7 @@ fn ruled(path: &str, purge: Option<Purge>, recurse: Option<Recurse>, declared: &
     resource
 }
 
-fn purged(path: &str, depth: Depth, keep: &[&str], declared: &[&str]) -> Resource {
+pub(super) fn purged(path: &str, depth: Depth, keep: &[&str], declared: &[&str]) -> Resource {
     let keep = keep.iter().map(|text| Box::from(*text)).collect();
     ruled(path, Some(Purge { depth, keep, limit: LIMIT }), None, declared)
 }

@@ -56,7 +56,13 @@ impl<'a> Temporary<'a> {
         )?;
         // Whoever may write to `dir` may have swapped another directory in; its owner must not be changed.
         let ours = stat_of(&made)?.uid == rustix::process::geteuid().as_raw();
-        if ours && names_in(&made, 1).is_ok_and(|names| names.is_empty()) {
+        let is_empty = match names_in(&made, 1) {
+            Ok(names) => names.is_empty(),
+            Err(error) if error.raw_os_error().is_some() => return Err(error),
+            // More names than one.
+            Err(_) => false,
+        };
+        if ours && is_empty {
             Ok((temporary, made))
         } else {
             Err(io::Error::new(io::ErrorKind::PermissionDenied, "someone else replaced the new directory meanwhile"))

@@ -59,6 +59,15 @@ struct Node {
 enum Kind {
     Directory(BTreeMap<OsString, u64>),
     File(Vec<u8>),
+    Link(Vec<u8>),
+}
+
+/// Something to begin with.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Made {
+    Directory,
+    File(&'static str),
+    Link(&'static str),
 }
 
 impl Disk {
@@ -79,6 +88,43 @@ impl Disk {
         let mut state = self.state.lock().unwrap();
         state.reset();
         state.insert(ROOT, OsStr::new(WITNESSED), Kind::File(content.to_vec()), 0o644).unwrap();
+    }
+
+    /// Forgets everything, and holds these: parents first, directories of mode 0755 and files of mode 0644.
+    pub(super) fn reset_to(&self, all: &[(&str, Made)]) {
+        let mut state = self.state.lock().unwrap();
+        state.reset();
+        for (path, made) in all {
+            let (kind, mode) = match made {
+                Made::Directory => (Kind::Directory(BTreeMap::new()), 0o755),
+                Made::File(content) => (Kind::File(content.as_bytes().to_vec()), 0o644),
+                Made::Link(target) => (Kind::Link(target.as_bytes().to_vec()), 0o777),
+            };
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let parent = parent.split('/').filter(|part| !part.is_empty());
+            let parent = parent.fold(ROOT, |ino, part| state.find(ino, OsStr::new(part)).unwrap());
+            state.insert(parent, OsStr::new(name), kind, mode).unwrap();
+        }
+    }
+
+    /// All that it holds, by path, as a line each: `0755`, `0644 content` or `-> target`.
+    pub(super) fn tree(&self) -> BTreeMap<String, String> {
+        let state = self.state.lock().unwrap();
+        let mut tree = BTreeMap::new();
+        let mut left = vec![(String::new(), ROOT)];
+        while let Some((path, ino)) = left.pop() {
+            let node = state.node(ino).unwrap();
+            let line = match &node.kind {
+                Kind::Directory(names) => {
+                    left.extend(names.iter().map(|(name, ino)| (format!("{path}/{}", name.to_str().unwrap()), *ino)));
+                    format!("{:04o}", node.mode & 0o7777)
+                }
+                Kind::File(content) => format!("{:04o} {}", node.mode & 0o7777, String::from_utf8_lossy(content)),
+                Kind::Link(target) => format!("-> {}", String::from_utf8_lossy(target)),
+            };
+            tree.insert(path, line);
+        }
+        tree
     }
 
     /// Begins to count operations, and to fail some of them.
@@ -138,14 +184,14 @@ impl State {
     fn directory(&self, ino: u64) -> Result<&BTreeMap<OsString, u64>, Errno> {
         match &self.node(ino)?.kind {
             Kind::Directory(names) => Ok(names),
-            Kind::File(_) => Err(Errno::ENOTDIR),
+            Kind::File(_) | Kind::Link(_) => Err(Errno::ENOTDIR),
         }
     }
 
     fn directory_mut(&mut self, ino: u64) -> Result<&mut BTreeMap<OsString, u64>, Errno> {
         match &mut self.node_mut(ino)?.kind {
             Kind::Directory(names) => Ok(names),
-            Kind::File(_) => Err(Errno::ENOTDIR),
+            Kind::File(_) | Kind::Link(_) => Err(Errno::ENOTDIR),
         }
     }
 
@@ -153,6 +199,7 @@ impl State {
         match &mut self.node_mut(ino)?.kind {
             Kind::File(content) => Ok(content),
             Kind::Directory(_) => Err(Errno::EISDIR),
+            Kind::Link(_) => Err(Errno::EINVAL),
         }
     }
 
@@ -199,6 +246,7 @@ impl State {
         let (kind, size) = match &node.kind {
             Kind::Directory(_) => (FileType::Directory, 0),
             Kind::File(content) => (FileType::RegularFile, content.len() as u64),
+            Kind::Link(target) => (FileType::Symlink, target.len() as u64),
         };
         Ok(FileAttr {
             ino: INodeNo(ino),
@@ -313,6 +361,23 @@ impl Filesystem for Server {
         answer!(reply, made, |attr| reply.entry(&NO_TIME, &attr, Generation(0)));
     }
 
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let made = self.operate("symlink", |state| {
+            let target = target.as_os_str().as_encoded_bytes().to_vec();
+            let ino = state.insert(parent.0, name, Kind::Link(target), 0o777)?;
+            state.attr(ino)
+        });
+        answer!(reply, made, |attr| reply.entry(&NO_TIME, &attr, Generation(0)));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let read = self.operate("readlink", |state| match &state.node(ino.0)?.kind {
+            Kind::Link(target) => Ok(target.clone()),
+            Kind::Directory(_) | Kind::File(_) => Err(Errno::EINVAL),
+        });
+        answer!(reply, read, |target: Vec<u8>| reply.data(&target));
+    }
+
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         answer!(reply, self.operate("unlink", |state| state.remove(parent.0, name)), |()| reply.ok());
     }
@@ -413,11 +478,14 @@ impl Filesystem for Server {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let names = self.operate("readdir", |state| state.directory(ino.0).cloned());
+        let names = self.operate("readdir", |state| {
+            let names = state.directory(ino.0)?;
+            names.iter().map(|(name, ino)| Ok((name.clone(), state.attr(*ino)?))).collect::<Result<Vec<_>, Errno>>()
+        });
         match names {
             Ok(names) => {
-                for (n, (name, ino)) in (1_u64..).zip(names).skip(offset as usize) {
-                    if reply.add(INodeNo(ino), n, FileType::RegularFile, name) {
+                for (n, (name, attr)) in (1_u64..).zip(names).skip(offset as usize) {
+                    if reply.add(attr.ino, n, attr.kind, name) {
                         break;
                     }
                 }

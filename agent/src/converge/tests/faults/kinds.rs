@@ -1,0 +1,163 @@
+//! The kinds that are held by a path and are no whole file, on a disk that fails at each operation in turn.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nix::errno::Errno;
+
+use super::super::settings::{a_setting, entries};
+use super::super::trees::purged;
+use super::super::*;
+use super::disk::{Disk, Fault, Made};
+use super::with_own_mounts;
+use crate::host::root::Root;
+use crate::resource::directory::Depth;
+use crate::resource::setting::Edits;
+
+type Tree = BTreeMap<String, String>;
+
+/// A step, and what must hold of the disk however it goes.
+struct Case {
+    before: &'static [(&'static str, Made)],
+    resource: Resource,
+    /// Whether nothing is lost and nothing is there in part: asked after every run.
+    is_whole: fn(&Tree) -> bool,
+    /// Whether it is as declared: asked after a run in which nothing failed.
+    is_done: fn(&Tree) -> bool,
+}
+
+/// Whether something stands at a path.
+fn is(tree: &Tree, path: &str, line: &str) -> bool {
+    tree.get(path).is_some_and(|found| found == line)
+}
+
+/// Names that only a step under way has. The attic is for people.
+fn has_leftovers(tree: &Tree) -> bool {
+    tree.keys().any(|path| path.contains(".rekindle") && !path.starts_with("/.rekindle-attic"))
+}
+
+fn check(disk: &Disk, world: &mut World, case: &Case, fault: Fault) {
+    let desired = desired(vec![case.resource.clone()]);
+    disk.reset_to(case.before);
+    disk.fail(Some(fault));
+    let report = world.converge(&desired);
+    let failed = disk.failed();
+    let tree = disk.tree();
+    let context = format!("{fault:?} at {failed:?}: {report:?} {tree:?}");
+    let says = io::Error::from_raw_os_error(fault.errno).to_string();
+    match &report.resources[0].outcome {
+        Outcome::Failed { error, .. } => assert!(error.contains(&says), "{context}"),
+        Outcome::Indeterminate { reason } => assert!(reason.contains(&says), "{context}"),
+        // What failed did not matter, or was done in another way.
+        Outcome::Changed { .. } => assert!((case.is_done)(&tree), "{context}"),
+        Outcome::Unchanged | Outcome::Reported { .. } | Outcome::Skipped { .. } => panic!("{context}"),
+    }
+    assert!((case.is_whole)(&tree), "{context}");
+    disk.fail(None);
+    let again = world.converge(&desired);
+    let tree = disk.tree();
+    assert!(again.converged() && (case.is_done)(&tree) && (case.is_whole)(&tree), "{again:?} {tree:?} after {context}");
+    assert!(!has_leftovers(&tree), "{tree:?} after {context}");
+}
+
+/// Each operation of a step fails in turn, alone or with all that follow.
+fn check_all(case: &Case) {
+    if !with_own_mounts() {
+        return;
+    }
+    let disk = Disk::mount();
+    let mut world = World::new();
+    world.host.root = Root::open(disk.path()).unwrap();
+    disk.reset_to(case.before);
+    disk.fail(None);
+    let report = world.converge(&desired(vec![case.resource.clone()]));
+    assert!(report.converged() && (case.is_done)(&disk.tree()), "{report:?} {:?}", disk.tree());
+    let n_operations = disk.n_operations();
+    assert!(n_operations > 5, "a step is more than {n_operations} operations");
+    for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EROFS] {
+        for first in 1..=n_operations {
+            for last in [first, usize::MAX] {
+                check(&disk, &mut world, case, Fault { first, last, errno: errno as i32 });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_setting_is_there_whole_or_as_it_was() {
+    check_all(&Case {
+        before: &[("/f", Made::File("a 1\n# kept\n"))],
+        resource: a_setting("/f", "/f", Edits::Space(entries(&[("a", "2")]))),
+        is_whole: |tree| is(tree, "/f", "0644 a 1\n# kept\n") || is(tree, "/f", "0644 a 2\n# kept\n"),
+        is_done: |tree| is(tree, "/f", "0644 a 2\n# kept\n"),
+    });
+}
+
+#[test]
+fn a_directory_is_made_and_its_parents_too() {
+    check_all(&Case {
+        before: &[],
+        resource: a_directory("/above/d"),
+        is_whole: |_| true,
+        is_done: |tree| is(tree, "/above/d", "0750"),
+    });
+}
+
+#[test]
+fn a_directory_keeps_what_is_in_it() {
+    check_all(&Case {
+        before: &[("/d", Made::Directory), ("/d/kept", Made::File("kept\n"))],
+        resource: a_directory("/d"),
+        is_whole: |tree| is(tree, "/d/kept", "0644 kept\n"),
+        is_done: |tree| is(tree, "/d", "0750"),
+    });
+}
+
+#[test]
+fn an_empty_directory_is_removed() {
+    check_all(&Case {
+        before: &[("/d", Made::Directory)],
+        resource: no_directory("/d"),
+        is_whole: |_| true,
+        is_done: |tree| !tree.contains_key("/d"),
+    });
+}
+
+#[test]
+fn a_link_leads_to_the_old_or_to_the_new() {
+    check_all(&Case {
+        before: &[("/l", Made::Link("old"))],
+        resource: a_symlink("/l", "new"),
+        is_whole: |tree| is(tree, "/l", "-> old") || is(tree, "/l", "-> new"),
+        is_done: |tree| is(tree, "/l", "-> new"),
+    });
+}
+
+#[test]
+fn a_file_that_is_not_to_be_there_is_kept_or_gone() {
+    let absent = Desired::File(file::Desired { path: abs("/f"), ensure: Ensure::Absent });
+    check_all(&Case {
+        before: &[("/f", Made::File("old\n"))],
+        resource: resource(Kind::File, "/f", absent),
+        is_whole: |tree| is(tree, "/f", "0644 old\n") || !tree.contains_key("/f"),
+        is_done: |tree| !tree.contains_key("/f"),
+    });
+}
+
+#[test]
+fn what_a_purge_moves_is_in_its_place_or_in_the_attic() {
+    check_all(&Case {
+        before: &[
+            ("/d", Made::Directory),
+            ("/d/a", Made::File("stray a\n")),
+            ("/d/b", Made::File("stray b\n")),
+            ("/d/keep", Made::File("kept\n")),
+        ],
+        resource: purged("/d", Depth::Entries, &["keep"], &[]),
+        is_whole: |tree| {
+            let is_somewhere = |line: &str| tree.values().any(|found| found == line);
+            is_somewhere("0644 stray a\n") && is_somewhere("0644 stray b\n") && is(tree, "/d/keep", "0644 kept\n")
+        },
+        is_done: |tree| !tree.contains_key("/d/a") && !tree.contains_key("/d/b"),
+    });
+}
