@@ -85,5 +85,6 @@ impl Worker {
         }
         let steps: Vec<i64> = repairs.iter().filter_map(|repaired| repaired.step).collect();
         self.note_told(&steps);
+        self.look_at_reserve();
     }
 }

@@ -147,6 +147,8 @@ pub struct Worker {
     pub(super) outbox: Spool,
     pub(super) inbox: Spool,
     reserve: Reserve,
+    /// Whether the reserve was there when last looked at: the journal may give it up as well.
+    had_reserve: bool,
     pub(super) in_force: Option<InForce>,
     /// Where the contents of declared files are.
     pub(super) contents: Contents,
@@ -209,6 +211,7 @@ impl Worker {
             outbox: Spool::open(&settings.paths.outbox())?,
             inbox: Spool::open(&settings.paths.inbox())?,
             reserve: Reserve::of(&settings.paths.state),
+            had_reserve: false,
             facts,
             secrets: super::secrets::load(&settings),
             host,
@@ -452,6 +455,7 @@ impl Worker {
             self.revisions.settled = Some(report.revision.clone());
             self.remember_revisions();
         }
+        self.look_at_reserve();
         if report.full && !report.interrupted {
             self.look_at_file_systems();
             self.take_reserve();
@@ -551,18 +555,33 @@ impl Worker {
     fn with_reserve<T>(&self, what: &str, mut write: impl FnMut() -> Result<T, SpoolError>) -> Result<T, SpoolError> {
         match write() {
             Err(error) if error.is_full() && self.reserve.release_for(what) => {
-                self.warn(
-                    "the disk of /var/lib/rekindle is full: the reserve for what must be told is in use".to_owned(),
-                );
+                self.say_that_the_reserve_is_in_use();
                 write()
             }
             written => written,
         }
     }
 
+    fn say_that_the_reserve_is_in_use(&self) {
+        self.warn(format!(
+            "the disk of `{}` is full: the reserve for what must be told is in use; make room",
+            self.settings.paths.state.display()
+        ));
+    }
+
+    /// Notices that the reserve was given up.
+    pub(super) fn look_at_reserve(&mut self) {
+        if self.had_reserve && !self.reserve.is_held() {
+            self.had_reserve = false;
+            self.say_that_the_reserve_is_in_use();
+        }
+    }
+
     /// Takes the reserve (again) where there is room for it.
-    pub(super) fn take_reserve(&self) {
-        match self.reserve.take() {
+    pub(super) fn take_reserve(&mut self) {
+        let taken = self.reserve.take();
+        self.had_reserve = matches!(taken, Ok(true));
+        match taken {
             Ok(true) => {}
             Ok(false) => self.warn(format!(
                 "too little room on the disk of `{}` to keep a reserve: alerts are lost when it fills up",

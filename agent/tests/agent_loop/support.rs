@@ -85,6 +85,17 @@ impl Host {
         at
     }
 
+    /// Mounts something where the agent keeps its state.
+    #[track_caller]
+    pub(crate) fn mount_state(&mut self, options: &[&str], what: &Path) {
+        let Settings { paths, .. } = &self.settings;
+        tool("mount", &[options, &[what.to_str().unwrap(), paths.state.to_str().unwrap()]].concat());
+        self.mounts.push(paths.state.clone());
+        for path in [&paths.outbox(), &paths.inbox(), &paths.courier()] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+    }
+
     /// Where a path of the managed host is.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.settings.paths.root.join(path.trim_start_matches('/'))
