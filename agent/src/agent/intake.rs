@@ -43,7 +43,8 @@ impl Worker {
     /// what the disk lost once it may lose again.
     pub(super) fn mend_contents(&mut self) {
         let store = self.in_force.as_ref().and_then(|in_force| in_force.store.as_ref());
-        if !store.is_some_and(|store| store.is_damaged()) {
+        // Once it was tried, another look would find the same, if the tree is damaged as well.
+        if !store.is_some_and(|store| store.is_damaged()) || self.contents == Contents::InMemory {
             return;
         }
         let Some(revision) = self.in_force.as_ref().map(|in_force| in_force.state.revision().clone()) else { return };

@@ -16,7 +16,7 @@ use crate::record::{self, Note, Orphan, RunInfo, RunLock};
 use crate::resource::place::Ownership;
 use crate::resource::{
     AbsPath, Content, Desired, Ensure, GroupName, Kind, OnDrift, PackageName, Principal, Resource, ResourceId,
-    SourceLocation, Stood, UserName, chain, directory, file, group, package, symlink, user,
+    SourceLocation, Stood, UserName, chain, directory, file, group, package, repository, symlink, user,
 };
 use crate::spool::{AlertResource, Event as AlertEvent, OutgoingBody};
 
@@ -141,7 +141,8 @@ impl Worker {
         // What is in a directory goes before the directory, a user before its group.
         resources.sort_by_key(|resource| (resource.id.kind == Kind::Group, std::cmp::Reverse(resource.id.name.len())));
         let state = DesiredState::new(in_force.state.revision().clone(), in_force.state.name().to_owned(), resources)
-            .with_lock_out(in_force.state.lock_out().clone());
+            .with_lock_out(in_force.state.lock_out().clone())
+            .with_mask(in_force.state.mask().clone());
         let pauses = match self.record.pauses(now) {
             Ok(pauses) => pauses,
             Err(error) => return self.warn(chain(&error)),
@@ -150,7 +151,8 @@ impl Worker {
             |id: &ResourceId| pauses.iter().find(|p| p.covers(id)).map(|p| format!("paused until {:.0}", p.until));
         let request = converge::Request {
             desired: &state,
-            scope: Scope::Everything,
+            // Not a run over everything: only one under the policy itself knows what nobody wants any more.
+            scope: Scope::Only(state.resources().iter().map(|resource| resource.id.clone()).collect()),
             cause: Cause::NewRevision,
             mode: self.settings.mode,
             hold: &hold,
@@ -213,6 +215,10 @@ impl Worker {
         if id.kind == Kind::Package {
             let name = PackageName::new(&id.name).map_err(invalid)?;
             return Ok(Desired::Package(package::Desired { name, ensure: Ensure::Absent }));
+        }
+        if id.kind == Kind::Repository {
+            let name = repository::Name::new(&id.name).map_err(invalid)?;
+            return Ok(Desired::Repository(Box::new(repository::Desired { name, ensure: Ensure::Absent })));
         }
         Err(unknown())
     }

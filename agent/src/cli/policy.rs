@@ -286,7 +286,9 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
         claim: &converge::claim_from_nobody,
         seen: &converge::nobody_seen,
     };
-    let plan = converge::observe_and_plan(&prepared.host, None, &request);
+    // What is remembered of this host, where secrets stand among it. Who may not read it sees a plan without.
+    let record = Record::open_read_only(&prepared.settings.paths.state).ok();
+    let plan = converge::observe_and_plan(&prepared.host, record.as_ref(), &request);
     let left_out = left_out(prepared);
     if out.is_json() {
         let mut value = plan.to_json();

@@ -24,9 +24,11 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::lockout::Cleared;
+use super::secrets::SecretPaths;
 use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
 use crate::actor::Actor;
 use crate::config::Mode;
+use crate::host::exec;
 use crate::host::packages::provenance;
 use crate::policy::DesiredState;
 use crate::record::{Arming, Intent, Note, RunInfo, StepOutcome, UnitBefore};
@@ -60,6 +62,7 @@ struct Run<'a, 'c> {
     looks: HashMap<ResourceId, Look>,
     verified: files::Verified<'a>,
     looked: validate::Looked,
+    secrets: SecretPaths,
     reports: Vec<ResourceReport>,
     /// Index into `reports`.
     done: HashMap<ResourceId, usize>,
@@ -75,7 +78,8 @@ struct Run<'a, 'c> {
 
 /// Converges once.
 pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
-    context.host.programs.set_mask(request.desired.mask());
+    exec::set_mask(request.desired.mask());
+    let secrets = SecretPaths::recall(Some(context.record));
     let clock = Instant::now();
     let started = Timestamp::now();
     let info = RunInfo {
@@ -96,6 +100,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
         looks: HashMap::new(),
         verified: files::Verified::default(),
         looked: validate::Looked::default(),
+        secrets,
         reports: Vec::new(),
         done: HashMap::new(),
         postponed: BTreeSet::new(),
@@ -109,6 +114,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
     }
     let interrupted = run.visit_all();
     run.remember_cleared();
+    run.settle_secrets();
     let debts = run.pay_debts(interrupted);
     // What the changes owed has been paid: from now on a proof says something.
     if let Err(e) = run.context.record.open_windows(Timestamp::now()) {
@@ -240,7 +246,17 @@ impl<'a> Run<'a, '_> {
     }
 
     fn look(&mut self, resource: &Resource) -> (Sighting, Verdict) {
-        look(self.context.host, &mut self.snapshot, self.request.desired, resource)
+        let (sighting, mut verdict) = look(self.context.host, &mut self.snapshot, self.request.desired, resource);
+        self.secrets.conceal(resource, &mut verdict);
+        (sighting, verdict)
+    }
+
+    /// Remembers which of what was found, or put, in sync is secret.
+    fn settle_secrets(&mut self) {
+        let desired = self.request.desired;
+        let is_in_sync = |outcome: &Outcome| matches!(outcome, Outcome::Unchanged | Outcome::Changed { .. });
+        let in_sync = self.reports.iter().filter(|report| is_in_sync(&report.outcome));
+        self.secrets.settle(self.context.record, in_sync.filter_map(|report| desired.get(&report.resource)));
     }
 
     /// `None` for what is put off until everything else is done.
@@ -354,7 +370,11 @@ impl<'a> Run<'a, '_> {
             return ResourceReport { who, ..report(resource, step, outcome) };
         }
         let purged = resource::purges(&resource.desired, sighting);
-        let before = stood::places(&self.context.host.root, resource, sighting);
+        self.secrets.add(self.context.record, resource);
+        let mut before = stood::places(&self.context.host.root, resource, sighting);
+        if self.secrets.is_at(resource) {
+            before = before.into_iter().map(|(path, stood)| (path, stood.hidden())).collect();
+        }
         let arming = match (self.arming(resource, &before), purged) {
             (Ok(Some(_)), Some(_)) => Err("it removes what is in the directory".to_owned()),
             (arming, _) => arming,
@@ -460,6 +480,9 @@ impl<'a> Run<'a, '_> {
 
     /// Keeps what the step will overwrite. The error comes with its signature.
     fn back_up(&mut self, resource: &Resource, sighting: &Sighting) -> Result<Option<String>, (String, String)> {
+        if self.secrets.is_at(resource) {
+            return Ok(None);
+        }
         match resource::replaced(&self.context.host.root, &resource.desired, sighting) {
             Replaced::Nothing => Ok(None),
             Replaced::TooLong => {

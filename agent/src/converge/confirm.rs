@@ -13,6 +13,7 @@ use crate::record::{self, Confirmation, Place, Record, RunInfo, Undone};
 use crate::resource::{Action, Change, Notify, Proof, Stood, UnitName, chain, stood};
 
 use super::Cause;
+use super::secrets::SecretPaths;
 
 /// Longest time that one call of a command may take.
 const ONE_CALL: Duration = Duration::from_secs(10);
@@ -66,14 +67,16 @@ pub fn put_back(
     why: &str,
 ) -> Result<(), String> {
     let places = record.places(confirmation.step).map_err(|error| chain(&error))?;
+    let secrets = SecretPaths::recall(Some(record));
     let mut done = Vec::new();
     let mut changes: Vec<Change> = Vec::new();
     let mut backup = None;
     for place in places {
         let path = &place.path;
         let now = Stood::look(&host.root, path).ok_or_else(|| format!("cannot look at `{path}`"))?;
-        // A secret that the step brought is kept nowhere, and the policy has it.
-        let now = if let Some(Stood::Hidden { .. }) = place.after { now.hidden() } else { now };
+        // A secret that the step brought is kept nowhere, and the policy has it. A step that was cut short did not say so.
+        let is_secret = matches!(place.after, Some(Stood::Hidden { .. })) || secrets.contains(path);
+        let now = if is_secret { now.hidden() } else { now };
         if now == place.before {
             continue;
         }

@@ -15,7 +15,7 @@ mod escalate;
 
 pub use escalate::{Contested, Damage};
 
-use super::{Outcome, RunReport};
+use super::{Outcome, RunReport, lockout};
 use crate::config::HealthSettings;
 use crate::policy::Revision;
 use crate::resource::{Kind, ResourceId};
@@ -534,11 +534,15 @@ impl Health {
                         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
                         self.back_out(report.revision.clone(), good, failing.join("; ") + &more, now, effects);
                     }
-                    Some(_) | None => self.give_up(&worst, may_ask, now, new_id, effects),
+                    Some(_) | None => match self.given_up_for_good(settings, now) {
+                        Some(worst) => self.give_up(&worst, may_ask, now, new_id, effects),
+                        None if matches!(self.state, State::Failing) => {}
+                        None => self.enter(State::Failing, now),
+                    },
                 }
             }
             State::OnLastGood { .. } => {
-                if let Some(worst) = self.given_up(settings, now) {
+                if let Some(worst) = self.given_up_for_good(settings, now) {
                     self.give_up(&worst, may_ask, now, new_id, effects);
                 }
             }
@@ -584,6 +588,13 @@ impl Health {
             })
             .min_by_key(|(_, failure)| is_host_fault(&failure.signature))
             .map(|(id, _)| id.clone())
+    }
+
+    /// The same, but for what a rebuilt host would refuse as well: to lock everybody out.
+    fn given_up_for_good(&self, settings: &HealthSettings, now: Timestamp) -> Option<ResourceId> {
+        let mut others = self.clone();
+        others.failing.retain(|_, failure| failure.signature != lockout::SIGNATURE);
+        others.given_up(settings, now)
     }
 
     fn is_host_fault(&self, resource: &ResourceId) -> bool {

@@ -22,16 +22,18 @@ use super::Cause;
 use super::access::{self, Access, Files, Scene};
 use crate::host::Host;
 use crate::host::accounts::{AccountDb, GroupEntry, shadow};
-use crate::host::exec::view::Becomes;
-use crate::host::root::Root;
+use crate::host::exec::view::{Becomes, Candidate};
+use crate::host::root::{Permissions, Root};
 use crate::policy::{LockOut, Revision};
 use crate::record::Record;
 use crate::resource::directory::{Judge, Judgement};
 use crate::resource::{
-    self, AbsPath, Desired, Ensure, Observation, Observed, Resource, ResourceId, Sighting, Snapshot, chain, service,
-    user,
+    self, AbsPath, Content, Desired, Ensure, Mode, Observation, Observed, Resource, ResourceId, Sighting, Snapshot,
+    UnitName, chain, service, user,
 };
 
+/// How a refusal is known again.
+pub(super) const SIGNATURE: &str = "refused: lock-out";
 /// Longest file of those that say who gets in.
 const MAX_FILE: u64 = 1024 * 1024;
 /// More names than any directory of such files holds.
@@ -42,6 +44,7 @@ const MAX_NAMED: usize = 5;
 const DATABASES: [&str; 3] = ["/etc/passwd", "/etc/shadow", "/etc/group"];
 const SUDOERS: [&str; 2] = ["/etc/sudoers", "/usr/etc/sudoers"];
 const SSHD: [&str; 2] = ["/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"];
+const SSH_UNITS: [&str; 4] = ["ssh.service", "sshd.service", "ssh.socket", "sshd.socket"];
 const DIRECTORIES: [&str; 4] = ["/etc/sudoers.d", "/etc/ssh/sshd_config.d", "/etc/ssh", "/etc/pam.d"];
 
 /// Whether a step for this may close a way in.
@@ -80,18 +83,37 @@ fn is_relevant(desired: &Desired) -> bool {
     }
 }
 
-/// The files that say nothing any more once a package is gone.
+/// The files that say nothing any more once a package is gone. Debian's `ssh` is only a name for the server and the client.
 fn lost_with(package: &str) -> Option<[&'static str; 2]> {
     match package {
-        "openssh-server" | "openssh" | "ssh" => Some(SSHD),
+        "openssh-server" | "openssh" => Some(SSHD),
         "sudo" => Some(SUDOERS),
         _ => None,
     }
 }
 
 fn stops_ssh(service: &service::Desired) -> bool {
-    let is_ssh = matches!(service.unit.as_str(), "ssh.service" | "sshd.service" | "ssh.socket" | "sshd.socket");
+    let is_ssh = SSH_UNITS.contains(&service.unit.as_str());
     is_ssh && matches!(service.state, Some(service::RunState::Stopped | service::RunState::Masked))
+}
+
+/// Whether another unit lets people in by ssh now: a socket in place of the service, or the other way round.
+fn is_served_otherwise(host: &Host, service: &service::Desired) -> bool {
+    let others = SSH_UNITS.into_iter().filter(|unit| *unit != service.unit.as_str());
+    others
+        .filter_map(|unit| UnitName::new(unit).ok())
+        .any(|unit| host.units.status(&unit).is_ok_and(|status| status.active_state == "active"))
+}
+
+/// Whether those whom a file is to let in could not use it: sshd and sudo refuse what others may write to, and sshd reads a key as the
+/// user whose it is.
+fn is_refused(path: &str, permissions: Permissions) -> bool {
+    let Permissions { uid, mode, .. } = permissions;
+    let has = |bits: u32| mode.bits() & bits != 0;
+    let is_sudoers = SUDOERS.contains(&path) || path.starts_with("/etc/sudoers.d/");
+    let is_key = path.contains("/.ssh/") || path.contains("authorized_keys");
+    let is_unreadable = uid == 0 && !has(0o004) && !path.starts_with("/root/");
+    is_sudoers && (uid != 0 || has(0o002)) || is_key && (has(0o022) || is_unreadable)
 }
 
 /// What is relevant and was accepted under one revision: found in sync, or put there. In the record under [`Cleared::KEY`].
@@ -165,11 +187,15 @@ pub(super) fn refuses(
     let now = match snapshot.accounts(host) {
         Ok(accounts) => accounts,
         Err(why) => {
-            tracing::warn!(resource = %resource.id, %why, "cannot tell whether this step locks everybody out");
-            return None;
+            return Some(format!("refused, because it cannot be told whether anybody could log in after it: {why}"));
         }
     };
     let base = HostFiles::new(&host.root);
+    if let Desired::Service(service) = &resource.desired
+        && is_served_otherwise(host, service)
+    {
+        return None;
+    }
     if only_adds(resource, sighting) {
         so_far.take(&base, &now, resource, sighting);
         return None;
@@ -179,12 +205,16 @@ pub(super) fn refuses(
     let today = Timestamp::now().as_second().div_euclid(86_400);
     let break_glass: Vec<String> = rule.break_glass.iter().map(ToString::to_string).collect();
     let (files_before, files_after) = (so_far.over(&base), after.over(&base));
-    let before = Scene {
+    let mut before = Scene {
         accounts: so_far.accounts.as_ref().unwrap_or(&now),
         files: &files_before,
         today,
         break_glass: &break_glass,
     };
+    // A name that nobody has, or that cannot get in yet, must not leave the host without a guard.
+    if access::best(before) == Access::Closed {
+        before.break_glass = &[];
+    }
     let then = Scene { accounts: after.accounts.as_ref().unwrap_or(&now), files: &files_after, ..before };
     let was = access::best(before);
     if was > Access::Closed && access::best(then) < was {
@@ -289,10 +319,22 @@ impl After {
         }
     }
 
+    /// What an earlier step leaves of the file that a setting edits.
+    fn earlier(&self, desired: &Desired) -> Option<Candidate> {
+        let Desired::Setting(setting) = desired else { return None };
+        let text = self.files.get(&setting.path.to_string())?.as_ref()?;
+        // Only the content of it is looked at.
+        let permissions = Permissions { uid: 0, gid: 0, mode: Mode::from_bits(0o600) };
+        let becomes = Becomes::File { content: Content::new(text.as_bytes()), permissions, label: None };
+        Some(Candidate { path: setting.path.clone(), becomes })
+    }
+
     /// Returns whether the file is one of the account databases.
     fn take_file(&mut self, base: &HostFiles<'_>, desired: &Desired, sighting: &Sighting) -> bool {
-        let Some(candidate) = resource::becomes(base.root, desired, sighting, None) else { return false };
+        let earlier = self.earlier(desired);
+        let Some(candidate) = resource::becomes(base.root, desired, sighting, earlier.as_ref()) else { return false };
         let text = match candidate.becomes {
+            Becomes::File { permissions, .. } if is_refused(&candidate.path.to_string(), permissions) => None,
             Becomes::File { content, .. } => match content.bytes() {
                 Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
                 // What is declared cannot be read: the step will say so, and not be taken.

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::actor::Actor;
 use crate::config::Mode;
-use crate::host::Host;
+use crate::host::{Host, exec};
 use crate::policy::DesiredState;
 use crate::record::Record;
 use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
@@ -22,6 +22,7 @@ pub mod health;
 mod lockout;
 pub mod plan;
 pub mod report;
+mod secrets;
 
 pub use apply::Validated;
 pub use first::{free_paths, is_path};
@@ -98,7 +99,8 @@ pub fn nobody_seen(_resource: &ResourceId) -> Option<Actor> {
 /// With [`Scope::Only`], what the named resources require is planned too where it is out of sync. Every resource is seen as
 /// it is now, so a file of a user that an earlier step will make is shown with the owner that it will get.
 pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<'_>) -> Plan {
-    host.programs.set_mask(request.desired.mask());
+    exec::set_mask(request.desired.mask());
+    let secrets = secrets::SecretPaths::recall(record);
     let desired = request.desired;
     let mut snapshot = Snapshot::new();
     let targets = apply::targets(&request.scope);
@@ -117,7 +119,8 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
         if selected.as_ref().is_some_and(|selected| !selected.contains(&resource.id)) {
             continue;
         }
-        let (sighting, verdict) = apply::look(host, &mut snapshot, desired, resource);
+        let (sighting, mut verdict) = apply::look(host, &mut snapshot, desired, resource);
+        secrets.conceal(resource, &mut verdict);
         let is_target = targets.is_none_or(|targets| targets.contains(&resource.id));
         if !is_target && verdict == Verdict::InSync {
             continue;

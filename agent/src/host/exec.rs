@@ -20,10 +20,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{PoisonError, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::actor::command;
+use crate::resource::Mask;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{FallocateFlags, MemfdFlags, OFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
@@ -188,6 +189,14 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     SEARCH_PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| is_program(path))
 }
 
+/// Keeps these words out of every text that is made of what a program said, from now on. Of the process, not of a host: what a
+/// unit wrote, or apt, may quote a secret as well as what a policy runs.
+pub fn set_mask(mask: &Mask) {
+    *MASK.write().unwrap_or_else(PoisonError::into_inner) = Some(mask.clone());
+}
+
+static MASK: RwLock<Option<Mask>> = RwLock::new(None);
+
 /// Makes foreign output fit for an error text: the end of it, on one line, control characters escaped.
 pub fn escape(bytes: &[u8]) -> String {
     escape_lines(bytes).join("; ")
@@ -195,8 +204,13 @@ pub fn escape(bytes: &[u8]) -> String {
 
 /// As [`escape`], but keeps the lines apart. Empty lines are dropped.
 pub fn escape_lines(bytes: &[u8]) -> Vec<String> {
-    let cut = bytes.len().saturating_sub(MAX_ESCAPED);
-    let end = bytes.get(cut..).unwrap_or(bytes);
+    // Before it is cut: a part of a secret would not be known.
+    let masked = match &*MASK.read().unwrap_or_else(PoisonError::into_inner) {
+        Some(mask) => mask.apply(bytes.to_vec()),
+        None => bytes.to_vec(),
+    };
+    let cut = masked.len().saturating_sub(MAX_ESCAPED);
+    let end = masked.get(cut..).unwrap_or(&masked);
     String::from_utf8_lossy(end)
         .lines()
         .map(|line| line.trim().chars().flat_map(escape_char).collect::<String>())

@@ -3,22 +3,19 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use super::exec::view::{Candidate, ViewError, run_among};
 use super::exec::{self, Command, ExecError, Output};
-use crate::resource::Mask;
 
 /// Where a new mount namespace is built, unless somebody says otherwise.
 const SCRATCH: &str = "/run/rekindle";
 
 /// Where programs run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Programs {
     place: Place,
     scratch: PathBuf,
-    mask: RwLock<Mask>,
 }
 
 #[derive(Debug, Clone)]
@@ -33,12 +30,12 @@ impl Programs {
     /// On the host, or with the root of an image as their own.
     pub fn at(root: &Path) -> Self {
         let place = if root == Path::new("/") { Place::Host } else { Place::Image(root.to_owned()) };
-        Self { place, scratch: PathBuf::from(SCRATCH), mask: RwLock::default() }
+        Self { place, scratch: PathBuf::from(SCRATCH) }
     }
 
     /// Nowhere, and why.
     pub fn nowhere(why: &'static str) -> Self {
-        Self { place: Place::Nowhere(why), scratch: PathBuf::from(SCRATCH), mask: RwLock::default() }
+        Self { place: Place::Nowhere(why), scratch: PathBuf::from(SCRATCH) }
     }
 
     /// Builds mount namespaces on this directory, which has to exist by then: the agent's runtime directory.
@@ -46,24 +43,13 @@ impl Programs {
         directory.clone_into(&mut self.scratch);
     }
 
-    /// Keeps these words out of all that programs print from now on.
-    pub fn set_mask(&self, mask: &Mask) {
-        mask.clone_into(&mut self.mask.write().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn masked(&self, output: Output) -> Output {
-        let mask = self.mask.read().unwrap_or_else(PoisonError::into_inner);
-        Output { stdout: mask.apply(output.stdout), stderr: mask.apply(output.stderr), ..output }
-    }
-
     /// Runs a program outside the agent's sandbox, as [`exec::run`].
     pub fn run(&self, command: &Command) -> Result<Output, ExecError> {
-        let output = match &self.place {
-            Place::Host => exec::run(command)?,
-            Place::Image(root) => ran(command, exec::run(&inside(root, command))?)?,
-            Place::Nowhere(why) => return Err(unsupported(command, why)),
-        };
-        Ok(self.masked(output))
+        match &self.place {
+            Place::Host => exec::run(command),
+            Place::Image(root) => ran(command, exec::run(&inside(root, command))?),
+            Place::Nowhere(why) => Err(unsupported(command, why)),
+        }
     }
 
     /// Runs a program where the candidates stand at their paths already, for it alone.
@@ -76,7 +62,7 @@ impl Programs {
                 return Err(ViewError::Run { source: unsupported(&command, why) });
             }
         };
-        run_among(candidates, root, &self.scratch, argv, deadline).map(|output| self.masked(output))
+        run_among(candidates, root, &self.scratch, argv, deadline)
     }
 }
 

@@ -110,6 +110,10 @@ impl Name {
     /// When it could not be one.
     pub fn new(text: &str) -> Result<Self, InvalidName> {
         let invalid = |why| InvalidName { what: "repository name", text: text.to_owned(), why };
+        // Where dnf has its own settings.
+        if text == "main" {
+            return Err(invalid("dnf takes a section of this name for its own settings"));
+        }
         if text.is_empty() || text.len() > 100 {
             return Err(invalid("it is empty or longer than 100 bytes"));
         }

@@ -79,25 +79,31 @@ fn what_is_left_out_is_told_and_stays_and_what_comes_back_is_no_orphan() {
 
 #[test]
 fn what_is_reaped_returns_to_what_was_there_before_the_policy() {
-    let (policies, agent) = world(ALL);
+    let module = "[kernel_module.usb-storage]\nstate = \"blocked\"\n";
+    let (policies, agent) = world(&format!("{ALL}{module}"));
+    let blocked = agent.at("/etc/modprobe.d/60-rekindle-usb_storage.conf");
+    assert!(blocked.exists());
     let id = |path: &str| agent.history().iter().filter(|entry| &*entry.resource.name == path).count();
     // A drift in between is not what was there first.
     write(&agent.at("/etc/motd"), "somebody's\n");
     agent.wait("the drift to be put back", |_| id("/etc/motd") == 2);
     write(&agent.at("/etc/kept"), "mine\n");
-    let commit = policies.commit("bob", "[policy]\nname = \"acme\"\norphans = \"remove\"\n");
+    let commit = policies.commit("bob", &format!("[policy]\nname = \"acme\"\norphans = \"remove\"\n{module}"));
     in_force(&agent, &commit);
     agent.wait("the orphans to go", |status| status.n_orphans == 0);
     assert_eq!(std::fs::read_to_string(agent.at("/etc/motd")).unwrap(), "the distribution's\n");
     let mode = std::fs::metadata(agent.at("/etc/motd")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
+    // What is declared still is no orphan's business, its file neither.
+    assert!(blocked.exists());
+    assert_eq!(id("usb_storage"), 1);
     let mut left: Vec<String> = std::fs::read_dir(agent.at("/etc"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.retain(|name| name != "rekindle");
     left.sort();
-    assert_eq!(left, ["kept", "motd"]);
+    assert_eq!(left, ["kept", "modprobe.d", "motd"]);
 }
 
 #[test]

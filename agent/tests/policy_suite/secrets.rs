@@ -269,6 +269,19 @@ fn threat_a_secret_in_what_is_recorded_or_shown() {
     let refused = rekindle(&["adopt", "3", "--policy", &policy]);
     assert!(refused.contains("what was in its place is not kept"), "{refused}");
     assert_eq!(read("etc/token"), second);
+    // Declared otherwise, what stands there is a secret still: as long as it does.
+    let others = "[file.'/etc/token']\nstate = 'absent'\n[file.'/etc/app.conf']\ncontent = \"user=app\\n\"\n";
+    place.policy(others, &[]);
+    let plan = rekindle(&["plan", "--policy", &policy]);
+    assert!(plan.contains("a secret"), "{plan}");
+    rekindle(&["--json", "apply", "--policy", &policy]);
+    assert!(!place.at("root/etc/token").exists());
+    assert_eq!(read("etc/app.conf"), "user=app\n");
+    write_files(&place.at("root"), &[("etc/app.conf", b"user=other\n")]);
+    let plan = rekindle(&["plan", "--policy", &policy]);
+    assert!(plan.contains("-user=other"), "what is no secret any more is shown: {plan}");
+    rekindle(&["history"]);
+    rekindle(&["--json", "history", "5"]);
     place.policy(text, &[("app.j2", "{% set a = secret('token') %}{{ a.x.y }}")]);
     rekindle(&["check", &policy]);
     rekindle(&["plan", "--policy", &policy]);

@@ -44,8 +44,10 @@ impl Run<'_, '_> {
         let who = self.who(resource);
         tracing::warn!(resource = %resource.id, error = %error, "step refused");
         let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
+        // Validators have seen it in its place.
+        self.forget_approvals();
         let Drift { changes, .. } = drift;
-        let outcome = Outcome::Failed { changes, error, signature: "refused: lock-out".to_owned() };
+        let outcome = Outcome::Failed { changes, error, signature: lockout::SIGNATURE.to_owned() };
         ResourceReport { who, ..report(resource, step, outcome) }
     }
 

@@ -208,6 +208,36 @@ fn a_fault_of_the_host_is_no_policys() {
 }
 
 #[test]
+fn a_refusal_to_lock_everybody_out_asks_for_no_other_host() {
+    let refused = |name: &str| {
+        let signature = lockout::SIGNATURE.to_owned();
+        (id(name), Outcome::Failed { changes: Vec::new(), error: "no".into(), signature })
+    };
+    // A rebuilt host would refuse the same.
+    let mut host = Host::new();
+    for second in [0, 5, 11, 20] {
+        host.run(second, vec![refused("/a")]);
+    }
+    host.check("failing", &[]);
+    let since = host.health.since;
+    host.run(30, vec![refused("/a")]).check("failing", &[]);
+    assert_eq!(host.health.since, since);
+    host.run(40, vec![unchanged("/a")]).check("converged", &["AlertRestored", "RunEverything"]);
+    // An older policy may do better; and what else fails has its own way.
+    let mut host = Host::new();
+    host.last_good = Some(Revision::new("r0"));
+    for second in [0, 5, 11] {
+        host.run(second, vec![refused("/a")]);
+    }
+    host.check("on_last_good", &["RollBack"]);
+    let mut host = Host::new();
+    for second in [0, 5, 11] {
+        host.run(second, vec![refused("/a"), failed("/b")]);
+    }
+    host.check("requested", &["Ask"]);
+}
+
+#[test]
 fn the_policy_is_suspected_before_the_host() {
     let mut host = Host::new();
     host.last_good = Some(Revision::new("r0"));

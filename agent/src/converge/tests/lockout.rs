@@ -249,7 +249,43 @@ fn a_policy_may_mean_it_or_name_who_keeps_access() {
     let named = |name: &str| LockOut { is_meant: false, break_glass: vec![UserName::new(name).unwrap()] };
     drop(check_with(world(), LockOut::default(), vec![no_user("ops")], &["changed user[ops]"]));
     drop(check_with(world(), named("ops"), vec![no_user("ops")], &["failed user[ops]"]));
-    drop(check_with(world(), named("root"), vec![no_user("ops")], &["changed user[ops]"]));
+    // Of those who are not there, or cannot get in, none is guarded: then everybody is.
+    for nobody in ["opz", "root"] {
+        drop(check_with(self::world(), named(nobody), vec![no_user("ops")], &["failed user[ops]"]));
+    }
+}
+
+#[test]
+fn ssh_may_stop_where_another_unit_of_it_serves() {
+    let stopped = || a_service("ssh.socket", None, Some(service::RunState::Stopped));
+    let with = |units: &[&str]| {
+        let world = world();
+        units.iter().for_each(|unit| world.fakes.units.add(unit, "active", "enabled"));
+        world
+    };
+    let both = with(&["ssh.service", "ssh.socket"]);
+    drop(check_with(both, LockOut::default(), vec![stopped()], &["changed service[ssh.socket]"]));
+    drop(check_with(with(&["ssh.socket"]), LockOut::default(), vec![stopped()], &["failed service[ssh.socket]"]));
+}
+
+#[test]
+fn a_key_that_its_user_cannot_read_lets_nobody_in() {
+    let path = "/home/ops/.ssh/authorized_keys";
+    let with_mode = |mode: u32| {
+        let mut file = a_file(path, &format!("{KEY}\n"));
+        if let Desired::File(file::Desired { ensure: Ensure::Present(spec), .. }) = &mut file.desired {
+            spec.ownership = Arc::new(Ownership {
+                owner: Principal::Id(0),
+                mode: Permission::from_bits(mode),
+                ..(*spec.ownership).clone()
+            });
+        }
+        vec![file]
+    };
+    let failed = format!("failed file[{path}]");
+    for mode in [0o600, 0o666] {
+        drop(check_with(world(), LockOut::default(), with_mode(mode), &[&failed]));
+    }
 }
 
 #[test]

@@ -72,6 +72,17 @@ struct Builder {
 }
 
 impl Builder {
+    /// Everything that some need, however far.
+    fn needed(&self, these: impl IntoIterator<Item = usize>) -> HashSet<usize> {
+        let mut needed = HashSet::new();
+        let mut open: Vec<usize> = these.into_iter().collect();
+        while let Some(i) = open.pop() {
+            let targets = self.lists.get(i).into_iter().flatten().map(|(to, _)| *to);
+            open.extend(targets.filter(|to| needed.insert(*to)));
+        }
+        needed
+    }
+
     /// Makes `from` wait for `to`, unless the policy says the opposite or it is the same resource.
     fn automatic(&mut self, from: usize, to: Option<usize>, why: &'static str) {
         let Some(to) = to.filter(|to| *to != from) else { return };
@@ -84,20 +95,40 @@ impl Builder {
     }
 }
 
-/// A package may come from any repository, so all of them come before it: but for packages that a repository itself needs.
+/// What apt reads before it fetches anything.
+const FOR_REPOSITORIES: [&str; 3] = ["/etc/apt/auth.conf.d/", "/etc/apt/apt.conf.d/", "/etc/apt/keyrings"];
+/// What decides which version of a package comes.
+const FOR_PACKAGES: [&str; 1] = ["/etc/apt/preferences.d/"];
+
+/// A package may come from any repository, so all of them come before it, and what tells apt how to get it: but for packages that
+/// these themselves need.
 fn repositories_first(graph: &Graph<'_, '_>, builder: &mut Builder) {
-    let of_kind =
-        |kind: Kind| (0..graph.len()).filter(move |i| graph.declaration(*i).is_some_and(|d| d.id.kind == kind));
-    let repositories: Vec<usize> = of_kind(Kind::Repository).collect();
-    let mut needed: HashSet<usize> = HashSet::new();
-    let mut open = repositories.clone();
-    while let Some(i) = open.pop() {
-        let targets = builder.lists.get(i).into_iter().flatten().map(|(to, _)| *to);
-        open.extend(targets.filter(|to| needed.insert(*to)).collect::<Vec<_>>());
+    let all = |is_one: &dyn Fn(&ResourceId) -> bool| -> Vec<usize> {
+        (0..graph.len()).filter(|i| graph.declaration(*i).is_some_and(|declaration| is_one(&declaration.id))).collect()
+    };
+    let repositories = all(&|id| id.kind == Kind::Repository);
+    let beneath = |places: &[&str]| {
+        all(&|id| {
+            matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink)
+                && places.iter().any(|place| id.name.starts_with(place))
+        })
+    };
+    if !repositories.is_empty() {
+        for file in beneath(&FOR_REPOSITORIES) {
+            let needed = builder.needed([file]);
+            for repository in repositories.iter().filter(|repository| !needed.contains(repository)) {
+                builder.automatic(*repository, Some(file), "apt reads it when it fetches from the repository");
+            }
+        }
     }
-    for package in of_kind(Kind::Package).filter(|package| !needed.contains(package)) {
+    let preferences = beneath(&FOR_PACKAGES);
+    let needed = builder.needed(repositories.iter().chain(&preferences).copied());
+    for package in all(&|id| id.kind == Kind::Package).into_iter().filter(|package| !needed.contains(package)) {
         for repository in &repositories {
             builder.automatic(package, Some(*repository), "the package may come from the repository");
+        }
+        for file in &preferences {
+            builder.automatic(package, Some(*file), "the file decides which version of a package comes");
         }
     }
 }
