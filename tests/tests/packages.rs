@@ -217,7 +217,7 @@ fn the_example_configuration_is_valid() -> Result<()> {
          rekindle courier --check-config
          # With everything in it that is commented out, too.
          sed -i 's/^# \\([a-z_]* *=\\|\\[\\)/\\1/' /etc/rekindle/agent.toml
-         cd /etc/rekindle && touch git-ca.pem git-token git-key git-known-hosts join-token hub-ca.pem webhook-secret
+         cd /etc/rekindle && touch git-ca.pem git-token git-key git-known-hosts join-token hub-ca.pem alerts-ca.pem webhook-secret
          chmod 0640 git-token git-key join-token webhook-secret && chgrp rekindle git-token git-key join-token webhook-secret
          rekindle agent --check-config",
     )?;
