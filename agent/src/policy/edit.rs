@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use similar::TextDiff;
 use toml_edit::{DocumentMut, Item, TableLike, Value};
 
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
 use super::schema;
 use crate::resource::{Kind, ResourceId};
 
@@ -118,6 +120,8 @@ pub fn absent(text: &str, id: &ResourceId) -> Vec<(String, New)> {
 /// Gives attributes of a declared resource new values. Returns the new text of the file.
 pub fn set(file: &str, text: &str, id: &ResourceId, changes: &[(String, New)]) -> Result<String, EditError> {
     let missing = || EditError::NotDeclared { file: file.to_owned(), resource: id.clone() };
+    // Some editors put a mark of the encoding first, which the parser drops.
+    let (mark, text) = text.strip_prefix(BYTE_ORDER_MARK).map_or(("", text), |rest| (BYTE_ORDER_MARK, rest));
     let mut document: DocumentMut = text.parse().map_err(|_| missing())?;
     let kinds = document.get_mut(id.kind.as_str()).and_then(Item::as_table_like_mut).ok_or_else(missing)?;
     let declared = kinds
@@ -143,7 +147,7 @@ pub fn set(file: &str, text: &str, id: &ResourceId, changes: &[(String, New)]) -
         };
         put(declared, attribute, value);
     }
-    Ok(document.to_string())
+    Ok(format!("{mark}{document}"))
 }
 
 /// Puts a value in the place of the old one, with the comment that stands behind it.
@@ -255,6 +259,14 @@ shell = "/bin/sh"
         let read: toml::Table = text.parse().unwrap();
         assert_eq!(read["file"]["/etc/motd"]["content"].as_str(), Some("one\ntwo \"quoted\"\n"));
         assert!(text.contains("# short") && text.contains("two \"quoted\""), "{text}");
+    }
+
+    #[test]
+    fn the_mark_of_an_editor_stays() {
+        let marked = format!("{BYTE_ORDER_MARK}{POLICY}");
+        let id = "file[/etc/motd]".parse().unwrap();
+        let changed = set("p", &marked, &id, &[("mode".to_owned(), word("0600"))]).unwrap();
+        assert!(changed.starts_with("\u{feff}# The top.\n[policy]"), "{changed}");
     }
 
     #[test]
