@@ -91,7 +91,7 @@ impl Default for Settings {
 }
 
 /// Builds the package and the hub, once for all tests of a run. `REKINDLE_TEST_PROFILE` names another Cargo profile than
-/// `release`.
+/// `dev`.
 pub fn build() -> Result<&'static Build> {
     static BUILD: OnceLock<Build> = OnceLock::new();
     if let Some(build) = BUILD.get() {
@@ -102,7 +102,7 @@ pub fn build() -> Result<&'static Build> {
 }
 
 fn build_now() -> Result<Build> {
-    let profile = std::env::var("REKINDLE_TEST_PROFILE").unwrap_or_else(|_| "release".to_owned());
+    let profile = std::env::var("REKINDLE_TEST_PROFILE").unwrap_or_else(|_| "dev".to_owned());
     let _lock = lock("build")?;
     let out = cache_dir()?.join("packages").join(&profile);
     let newest = SOURCES.iter().filter_map(|source| newest(&workspace().join(source))).max();

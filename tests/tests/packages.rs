@@ -54,7 +54,7 @@ fn make(out: &Path, revision: &str) -> Result<()> {
     let from = match (std::env::var("REKINDLE_TEST_BINARIES"), std::env::var("REKINDLE_TEST_PROFILE")) {
         (Ok(binaries), _) => ["--binaries".to_owned(), binaries],
         (Err(_), Ok(profile)) => ["--profile".to_owned(), profile],
-        (Err(_), Err(_)) => ["--profile".to_owned(), "release".to_owned()],
+        (Err(_), Err(_)) => ["--profile".to_owned(), "dev".to_owned()],
     };
     Invocation::new("packaging/build").arg(out).args(from).args(["--revision", revision]).dir(workspace()).ok()?;
     Ok(())
