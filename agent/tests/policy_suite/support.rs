@@ -21,9 +21,13 @@ pub(crate) fn write_files(dir: &Path, files: &[(&str, &[u8])]) {
 
 /// A verified policy of these files, by the way that an operator's directory takes.
 pub(crate) fn policy(files: &[(&str, &str)]) -> Verified {
+    policy_of(&files.iter().map(|(path, text)| (*path, text.as_bytes())).collect::<Vec<_>>())
+}
+
+/// As [`policy`], of files that need not be text.
+pub(crate) fn policy_of(files: &[(&str, &[u8])]) -> Verified {
     let dir = tempfile::tempdir().unwrap();
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(path, text)| (*path, text.as_bytes())).collect();
-    write_files(dir.path(), &files);
+    write_files(dir.path(), files);
     verify(from_directory(dir.path()).unwrap(), &Trust::Operator, jiff::Timestamp::UNIX_EPOCH).unwrap()
 }
 
