@@ -1,12 +1,15 @@
 //! Whom sshd lets in by a key, as far as its configuration is simple.
 //!
-//! The first value of a keyword counts, as for sshd. A `Match` block that may be about an account and says anything about who gets
-//! in makes the answer unknown: what its conditions are true of is not known here.
+//! The first value of a keyword counts, as for sshd, and what a `Match` block says before what is said for all. Whether a block is
+//! about users and groups alone is known here; of any other condition, such as an address, it is not: then the answer is what
+//! sshd would say whether the condition holds or not, and unknown where that differs.
 
-use super::{Account, Answer, Files, pam};
+use super::{Access, Account, Answer, Files, pam};
 
 const CONFIGURATIONS: [&str; 2] = ["/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"];
 const MAX_DEPTH: usize = 8;
+/// Blocks whose conditions are not known, of which every combination is tried.
+const MAX_UNKNOWN: usize = 5;
 /// What decides who gets in.
 const DECIDES: [&str; 11] = [
     "allowusers",
@@ -99,20 +102,6 @@ impl Sshd {
         }
     }
 
-    fn first(&self, keyword: &str) -> Option<&[String]> {
-        self.lines.iter().find(|(found, _)| found == keyword).map(|(_, arguments)| arguments.as_slice())
-    }
-
-    fn is(&self, keyword: &str, value: &str) -> bool {
-        self.first(keyword).and_then(<[_]>::first).is_some_and(|found| found.eq_ignore_ascii_case(value))
-    }
-
-    /// The arguments of all lines of a keyword that gathers them.
-    fn list(&self, keyword: &str) -> Vec<&str> {
-        let lines = self.lines.iter().filter(|(found, _)| found == keyword);
-        lines.flat_map(|(_, arguments)| arguments.iter().map(String::as_str)).collect()
-    }
-
     /// Whether sshd lets the account in by a key.
     pub(super) fn lets_in(&self, files: &dyn Files, account: &Account<'_>) -> Answer {
         if !self.is_there {
@@ -121,16 +110,114 @@ impl Sshd {
         if let Some(why) = &self.doubt {
             return Answer::unknown(why.clone());
         }
-        let decides = |(keyword, _): &Line| DECIDES.contains(&keyword.as_str());
-        let may_be_about = |block: &Block| may_match(&block.criteria, account) && block.lines.iter().any(decides);
-        if self.blocks.iter().any(may_be_about) {
-            return Answer::unknown(format!("sshd_config has a `Match` block that may be about `{}`", account.name()));
+        let decides = |block: &&Block| block.lines.iter().any(|line| decides(line, account));
+        let blocks: Vec<(&Block, Access)> =
+            self.blocks.iter().filter(decides).map(|block| (block, block.is_about(account))).collect();
+        let n_unknown = blocks.iter().filter(|(_, about)| *about == Access::Unknown).count();
+        let unknown =
+            || Answer::unknown(format!("sshd_config has a `Match` block that may be about `{}`", account.name()));
+        if n_unknown > MAX_UNKNOWN {
+            return unknown();
         }
+        let mut answers = (0..1_u32 << n_unknown).map(|holds| {
+            let mut holds = (0..n_unknown).map(move |nth| holds >> nth & 1 == 1);
+            let mut matched = Vec::new();
+            for (block, about) in &blocks {
+                if *about == Access::Open || *about == Access::Unknown && holds.next() == Some(true) {
+                    matched.push(block.lines.as_slice());
+                }
+            }
+            InForce { matched, lines: &self.lines }.lets_in(files, account)
+        });
+        let first = answers.next().unwrap_or(Answer::NO);
+        if answers.all(|other| other.access == first.access) { first } else { unknown() }
+    }
+}
+
+/// Whether a line says anything about whether an account gets in.
+fn decides((keyword, _): &Line, account: &Account<'_>) -> bool {
+    DECIDES.contains(&keyword.as_str()) && (keyword != "permitrootlogin" || account.user.uid == 0)
+}
+
+impl Block {
+    /// Whether the block is in force for an account. Only users and groups are known here.
+    fn is_about(&self, account: &Account<'_>) -> Access {
+        let groups: Vec<&str> = account.groups.iter().map(|(name, _)| *name).collect();
+        let mut about = Access::Open;
+        // `User git` may be written `User=git`.
+        let mut words = self.criteria.iter().flat_map(|word| word.splitn(2, '='));
+        while let Some(kind) = words.next() {
+            let holds = match kind.to_ascii_lowercase().as_str() {
+                "all" => Access::Open,
+                "invalid-user" => Access::Closed,
+                kind @ ("user" | "group") => {
+                    let patterns: Vec<&str> = words.next().unwrap_or_default().split(',').collect();
+                    let is_in = if kind == "user" {
+                        in_list(&patterns, &[account.name()])
+                    } else {
+                        in_list(&patterns, &groups)
+                    };
+                    if is_in { Access::Open } else { Access::Closed }
+                }
+                _ => {
+                    words.next();
+                    Access::Unknown
+                }
+            };
+            about = about.min(holds);
+        }
+        about
+    }
+}
+
+/// What is said to one account under some conditions.
+struct InForce<'a> {
+    /// The blocks whose conditions hold.
+    matched: Vec<&'a [Line]>,
+    /// What is said for all.
+    lines: &'a [Line],
+}
+
+impl<'a> InForce<'a> {
+    /// The lines of a keyword that count: those of blocks, or those for all.
+    fn lines(&self, keyword: &str) -> Vec<&'a [String]> {
+        let of = |lines: &'a [Line]| {
+            let found = lines.iter().filter(|(found, _)| found == keyword);
+            found.map(|(_, arguments)| arguments.as_slice()).collect::<Vec<_>>()
+        };
+        let matched: Vec<_> = self.matched.iter().flat_map(|lines| of(lines)).collect();
+        if matched.is_empty() { of(self.lines) } else { matched }
+    }
+
+    fn first(&self, keyword: &str) -> Option<&'a [String]> {
+        self.lines(keyword).into_iter().next()
+    }
+
+    fn is(&self, keyword: &str, value: &str) -> bool {
+        self.first(keyword).and_then(<[_]>::first).is_some_and(|found| found.eq_ignore_ascii_case(value))
+    }
+
+    /// The arguments of all lines of a keyword that gathers them.
+    fn list(&self, keyword: &str) -> Vec<&'a str> {
+        self.lines(keyword).into_iter().flatten().map(String::as_str).collect()
+    }
+
+    fn lets_in(&self, files: &dyn Files, account: &Account<'_>) -> Answer {
         self.admits(account)
             .and(|| Answer::when(!self.is("pubkeyauthentication", "no")))
+            .and(|| self.gives_a_shell())
             .and(|| self.wants_a_key_alone())
             .and(|| self.has_key(files, account))
             .and(|| Answer::when(self.is("usepam", "no")).or(|| pam::lets_through(files, "sshd", "account")))
+    }
+
+    fn gives_a_shell(&self) -> Answer {
+        match self.first("forcecommand").map(|command| command.join(" ")).as_deref() {
+            None | Some("none") => Answer::YES,
+            Some("internal-sftp") => Answer::NO,
+            // It may start the shell after all.
+            Some(command) => Answer::unknown(format!("sshd runs `{command}` for whoever logs in")),
+        }
     }
 
     fn admits(&self, account: &Account<'_>) -> Answer {
@@ -214,22 +301,6 @@ fn in_list(patterns: &[&str], names: &[&str]) -> bool {
     };
     let (not, is): (Vec<&str>, Vec<&str>) = patterns.iter().partition(|pattern| pattern.starts_with('!'));
     !not.iter().any(|pattern| is_about(pattern.trim_start_matches('!'))) && is.into_iter().any(is_about)
-}
-
-/// Whether a block may be about the account. Only users and groups say for certain that it is not.
-fn may_match(criteria: &[String], account: &Account<'_>) -> bool {
-    let groups: Vec<&str> = account.groups.iter().map(|(name, _)| *name).collect();
-    criteria.chunks(2).all(|criterion| match criterion {
-        [kind, patterns] => {
-            let patterns: Vec<&str> = patterns.split(',').collect();
-            match kind.to_ascii_lowercase().as_str() {
-                "user" => in_list(&patterns, &[account.name()]),
-                "group" => in_list(&patterns, &groups),
-                _ => true,
-            }
-        }
-        _ => true,
-    })
 }
 
 /// sshd's patterns: `*` and `?`.

@@ -152,13 +152,41 @@ fn files_that_sshd_includes_count_where_they_are_included() {
 }
 
 #[test]
-fn a_match_block_that_may_be_about_the_account_makes_it_unknown() {
+fn a_match_block_counts_for_whom_it_is_about() {
     check(&sshd("Match User git\n  ForceCommand git-shell\n"), Open);
-    check(&sshd("Match Group sftp,s*\n  ForceCommand internal-sftp\n"), Unknown);
+    check(&sshd("Match User=git\n  ForceCommand git-shell\n"), Open);
+    check(&sshd("Match User o*,!root\n  ForceCommand backup\n"), Unknown);
+    check(&sshd("Match Group sftp,s*\n  ForceCommand internal-sftp\n"), Closed);
+    check(&sshd("ForceCommand internal-sftp\nMatch User ops\n  ForceCommand none\n"), Open);
+    check(&sshd("Match all\n  PubkeyAuthentication no\n"), Closed);
+    check(&sshd("PubkeyAuthentication no\nMatch User ops\n  PubkeyAuthentication yes\n"), Open);
+    check(&sshd("Match User ops\n  PubkeyAuthentication yes\nMatch all\n  PubkeyAuthentication no\n"), Open);
+    check(&sshd("AllowUsers ops\nMatch Group sudo\n  AllowUsers deploy\n"), Closed);
+    check(&sshd("Match invalid-user\n  PubkeyAuthentication no\n"), Open);
+}
+
+#[test]
+fn a_match_block_whose_condition_is_not_known_counts_where_it_would_matter() {
     check(&sshd("Match Address 10.0.0.0/8\n  PubkeyAuthentication no\n"), Unknown);
     check(&sshd("Match Address 10.0.0.0/8\n  X11Forwarding no\n"), Open);
     check(&sshd("Match User git Address 10.0.0.0/8\n  PubkeyAuthentication no\n"), Open);
-    check(&sshd("Match all\n  PubkeyAuthentication no\n"), Unknown);
+    check(&sshd("Match Address 10.0.0.0/8\n  PubkeyAuthentication yes\n"), Open);
+    check(&sshd("AllowUsers git\nMatch LocalPort 22\n  PubkeyAuthentication yes\n"), Closed);
+    // Only about root, who has no key here.
+    let root = "PermitRootLogin no\nMatch Address 10.0.0.0/8,192.168.0.0/16\n  PermitRootLogin yes\n";
+    check(&sshd(root), Open);
+    check_for(&["root"], &sshd(root), Closed);
+    let keyed = |config: &'static str| [sshd(config)[0], ("/root/.ssh/authorized_keys", KEY)];
+    check_for(&["root"], &keyed(root), Unknown);
+    check_for(&["root"], &keyed("Match Address 10.0.0.0/8\n  PermitRootLogin prohibit-password\n"), Open);
+    let both =
+        "PermitRootLogin no\nMatch Address 10.0.0.0/8\n  X11Forwarding yes\nMatch User root\n  PermitRootLogin yes\n";
+    check_for(&["root"], &keyed(both), Open);
+    // Any of them may hold, alone or together.
+    let several = "Match Address 10.0.0.0/8\n  AllowUsers git\nMatch Host *.lan\n  AllowUsers ops\n";
+    check(&sshd(several), Unknown);
+    check(&sshd(&"Match Host a\n  PubkeyAuthentication yes\n".repeat(5)), Open);
+    check(&sshd(&"Match Host a\n  PubkeyAuthentication yes\n".repeat(6)), Unknown);
 }
 
 #[test]
