@@ -207,11 +207,18 @@ pub struct ConvergeSettings {
     pub settle: Duration,
     /// Longest wait for a writer that never stops; default 2 s.
     pub settle_max: Duration,
+    /// A program that looks at what is to be put in place is killed after this long; default 60 s.
+    pub validate_timeout: Duration,
 }
 
 impl Default for ConvergeSettings {
     fn default() -> Self {
-        Self { full_scan: Duration::from_secs(30 * 60), settle: Duration::ZERO, settle_max: Duration::from_secs(2) }
+        Self {
+            full_scan: Duration::from_secs(30 * 60),
+            settle: Duration::ZERO,
+            settle_max: Duration::from_secs(2),
+            validate_timeout: Duration::from_secs(60),
+        }
     }
 }
 

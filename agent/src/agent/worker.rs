@@ -189,6 +189,7 @@ impl Worker {
     ) -> anyhow::Result<Self> {
         let mut host = Host::open(&settings.paths.root)?;
         host.programs.set_scratch(&settings.paths.runtime);
+        host.programs.set_validation(settings.converge.validate_timeout);
         let opened = Record::open(&settings.paths.state)?;
         if let Some(set_aside) = &opened.set_aside {
             let text =
@@ -535,6 +536,7 @@ impl Worker {
         // The directories are open; they change only with a restart.
         settings.paths.clone_from(&self.settings.paths);
         self.settings = settings;
+        self.host.programs.set_validation(settings.converge.validate_timeout);
         self.facts = facts(&self.host);
         self.secrets = super::secrets::load(&self.settings);
         self.load_policy();

@@ -164,6 +164,7 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
         None => Host::open(&settings.paths.root)?,
     };
     host.programs.set_scratch(&settings.paths.runtime);
+    host.programs.set_validation(settings.converge.validate_timeout);
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(&host);
     let secrets = secrets::load(&settings);

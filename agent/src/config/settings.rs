@@ -142,6 +142,7 @@ fn converge(mut table: Table, problems: &mut Problems) -> ConvergeSettings {
         full_scan: table.duration("full_scan", SECOND, default.full_scan, problems),
         settle: table.duration("settle", Duration::ZERO, default.settle, problems),
         settle_max: table.duration("settle_max", Duration::ZERO, default.settle_max, problems),
+        validate_timeout: table.duration("validate_timeout", SECOND, default.validate_timeout, problems),
     };
     if settings.settle > settings.settle_max {
         problems.push(Problem {

@@ -70,6 +70,7 @@ fn every_key_is_read() {
         full_scan = "1h"
         settle = "100ms"
         settle_max = "1s"
+        validate_timeout = "20s"
         [health]
         retry = { first = "2s", max = "10m" }
         give_up = { attempts = 3, after = "1m" }
@@ -121,6 +122,7 @@ fn every_key_is_read() {
             full_scan: seconds(3600),
             settle: Duration::from_millis(100),
             settle_max: seconds(1),
+            validate_timeout: seconds(20),
         },
         health: HealthSettings {
             retry_first: seconds(2),

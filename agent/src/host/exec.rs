@@ -52,7 +52,7 @@ pub struct Command {
     /// A name under which a later process finds it; `None` for one that nobody can foretell. Letters, digits and `-_.` only.
     pub name: Option<String>,
     /// Whether what it leaves running is killed when it has ended. So it always is as a systemd unit; as a child of the agent
-    /// only if asked, because a package's script may start its daemon.
+    /// only if asked, because a package's script may start its daemon. Then its name must be nobody else's.
     pub is_alone: bool,
 }
 
@@ -351,6 +351,10 @@ fn run_resolved(program: &Path, command: &Command) -> Result<Output, ExecError> 
         trim(&stderr);
     };
     let end = wait(child, command, trim).map_err(wait_error)?;
+    // What left the group of what started it.
+    if let Some(name) = command.name.as_ref().filter(|_| command.is_alone) {
+        survivor::kill_all(name);
+    }
     let (code, status) = match end {
         End::Exited(status) => (status.code(), in_words(status)),
         End::Deadline => (None, killed_after(command.deadline)),

@@ -11,11 +11,15 @@ use super::exec::{self, Command, ExecError, Output};
 /// Where a new mount namespace is built, unless somebody says otherwise.
 const SCRATCH: &str = "/run/rekindle";
 
+/// A program that validates is killed after this long, unless somebody says otherwise.
+const VALIDATION: Duration = Duration::from_secs(60);
+
 /// Where programs run.
 #[derive(Debug, Clone)]
 pub struct Programs {
     place: Place,
     scratch: PathBuf,
+    validation: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -30,17 +34,22 @@ impl Programs {
     /// On the host, or with the root of an image as their own.
     pub fn at(root: &Path) -> Self {
         let place = if root == Path::new("/") { Place::Host } else { Place::Image(root.to_owned()) };
-        Self { place, scratch: PathBuf::from(SCRATCH) }
+        Self { place, scratch: PathBuf::from(SCRATCH), validation: VALIDATION }
     }
 
     /// Nowhere, and why.
     pub fn nowhere(why: &'static str) -> Self {
-        Self { place: Place::Nowhere(why), scratch: PathBuf::from(SCRATCH) }
+        Self { place: Place::Nowhere(why), scratch: PathBuf::from(SCRATCH), validation: VALIDATION }
     }
 
     /// Builds mount namespaces on this directory, which has to exist by then: the agent's runtime directory.
     pub fn set_scratch(&mut self, directory: &Path) {
         directory.clone_into(&mut self.scratch);
+    }
+
+    /// Kills programs that validate after this long.
+    pub fn set_validation(&mut self, deadline: Duration) {
+        self.validation = deadline;
     }
 
     /// Runs a program outside the agent's sandbox, as [`exec::run`].
@@ -53,7 +62,7 @@ impl Programs {
     }
 
     /// Runs a program where the candidates stand at their paths already, for it alone.
-    pub fn validate(&self, candidates: &[Candidate], argv: &[String], deadline: Duration) -> Result<Output, ViewError> {
+    pub fn validate(&self, candidates: &[Candidate], argv: &[String]) -> Result<Output, ViewError> {
         let root = match &self.place {
             Place::Host => Path::new("/"),
             Place::Image(root) => root,
@@ -62,7 +71,7 @@ impl Programs {
                 return Err(ViewError::Run { source: unsupported(&command, why) });
             }
         };
-        run_among(candidates, root, &self.scratch, argv, deadline)
+        run_among(candidates, root, &self.scratch, argv, self.validation)
     }
 }
 

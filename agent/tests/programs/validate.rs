@@ -118,6 +118,31 @@ fn a_validator_that_cannot_run_refuses_and_leaves_nothing_running() {
 }
 
 #[test]
+fn a_validator_that_hangs_is_killed_with_all_that_it_started() {
+    let Some(world) = World::new() else { return };
+    world.write("etc/a", "old\n");
+    let config = world.read("agent.toml");
+    world.write("agent.toml", &format!("{config}[converge]\nvalidate_timeout = \"1s\"\n"));
+    // The lock is held as long as anything of it is there; what it starts ignores what it may and is nobody's child.
+    world.script(
+        "hangs",
+        "exec 9>$T/lock; flock 9; setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 600; done' & sleep 600; exit 0",
+    );
+    let policy = "[file.'$T/etc/a']\ncontent = 'x'\nvalidate = ['$T/bin/hangs']\n[file.'$T/etc/b']\ncontent = 'b'\n";
+    let applied = world.apply(policy);
+    assert_eq!(applied.code, 2, "{applied:?}");
+    assert!(applied.text.contains("refuses it: killed after 1 s"), "{applied:?}");
+    assert_eq!((world.read("etc/a").as_str(), world.read("etc/b").as_str()), ("old\n", "b"));
+    assert_eq!(names(&world.path("etc")), ["a", "b"], "no candidate is left beside it");
+    let free = Command::new("flock").args(["--timeout", "60"]).arg(world.path("lock")).arg("true").status();
+    assert!(free.unwrap().success(), "what it started still runs");
+    // As soon as it answers in time the file is put in place.
+    world.script("hangs", "exit 0");
+    assert_eq!(world.apply(policy).code, 0);
+    assert_eq!(world.read("etc/a"), "x");
+}
+
+#[test]
 fn a_file_beside_the_root_directories_can_be_validated() {
     let Some(world) = World::new() else { return };
     let top = format!("/rekindle-test-{}", std::process::id());

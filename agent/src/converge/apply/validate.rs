@@ -9,7 +9,6 @@
 //!   the record, by the digest of content and program.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,9 +21,6 @@ use crate::record::Record;
 use crate::resource::{
     self, AbsPath, Argv, Change, Desired, Drift, Ensure, Resource, ResourceId, Verdict, chain, digest, file,
 };
-
-/// A validator that takes longer is killed.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a step may not go on: the error, and its signature.
 pub(super) type Refusal = (String, String);
@@ -157,7 +153,7 @@ impl<'a> Run<'a, '_> {
         }
         let candidates = self.looked.candidates.as_deref().unwrap_or_default();
         tracing::debug!(program = argv.program(), n_candidates = candidates.len(), "validating");
-        match self.context.host.programs.validate(candidates, argv.words(), DEADLINE) {
+        match self.context.host.programs.validate(candidates, argv.words()) {
             Ok(output) if output.success() => Ok(()),
             Ok(output) => {
                 let said = exec::last_words(&output);

@@ -20,6 +20,9 @@ pub(super) const MARK: &str = "REKINDLE_RUN";
 /// Longest environment that is searched, in bytes. The mark is among the first variables.
 const MAX_ENVIRONMENT: u64 = 1024 * 1024;
 
+/// How often what is to be killed is looked for again.
+const MAX_ROUNDS: u32 = 100;
+
 /// How often it is looked again whether a program still runs.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -78,6 +81,32 @@ fn find(name: &str, uid: u32) -> Option<Pid> {
             && std::fs::read_link(directory.join("ns/pid")).ok() == ours;
         if is_candidate { Pid::from_raw(pid) } else { None }
     })
+}
+
+/// Kills everything that has this name in its environment, in a session of its own or not: only for a name that nothing else has.
+pub(super) fn kill_all(name: &str) {
+    let mark = format!("{MARK}={name}");
+    // What is killed may have started something meanwhile, but not for ever.
+    for _ in 0..MAX_ROUNDS {
+        let Ok(entries) = std::fs::read_dir("/proc") else { return };
+        let mut n_killed = 0;
+        for entry in entries.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+            else {
+                continue;
+            };
+            // A number may be given to another process, a descriptor is not.
+            let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            if has_mark(&entry.path(), mark.as_bytes())
+                && rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).is_ok()
+            {
+                n_killed += 1;
+            }
+        }
+        if n_killed == 0 {
+            return;
+        }
+    }
 }
 
 fn has_mark(process: &Path, mark: &[u8]) -> bool {
