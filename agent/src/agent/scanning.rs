@@ -2,10 +2,16 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use tracing::info;
+
 use super::revisions::InForce;
 use super::worker::{Event, Worker};
+use crate::converge::beside;
 use crate::host::verify::Entry;
 use crate::resource::{Desired, Ensure, Names, Resource, Snapshot};
+
+/// What `status` lists of what lies beside declared files.
+const MOST_BESIDE: usize = 100;
 
 /// The files that were declared to the scans last.
 #[derive(Debug, Default)]
@@ -32,9 +38,20 @@ impl Worker {
         self.tell(Event::Files(entries));
     }
 
+    /// Looks for what a package manager laid beside declared files, and says what is new.
+    pub(super) fn look_beside(&self, in_force: &InForce) {
+        let mut found = beside::look(&self.host.root, &in_force.state);
+        found.truncate(MOST_BESIDE);
+        let before = std::mem::replace(&mut self.shared.status().beside, found.clone());
+        for one in found.iter().filter(|one| !before.contains(one)) {
+            info!(resource = %one.resource, "{one}");
+        }
+    }
+
     /// Has nothing scanned until files are declared again.
     pub(super) fn declare_no_files(&mut self) {
         self.scanned.print = None;
+        self.shared.status().beside.clear();
         self.tell(Event::Files(Vec::new()));
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
 use crate::converge::DebtReport;
+use crate::converge::beside::Beside;
 use crate::record::Orphan;
 use crate::resource::ResourceId;
 use crate::spool::{CourierState, FetchResult};
@@ -86,6 +87,9 @@ pub struct Status {
     /// The first hundred of them.
     #[serde(default)]
     pub orphans: Vec<Orphan>,
+    /// What a package manager laid beside declared files, as the last full scan saw it: the first hundred.
+    #[serde(default)]
+    pub beside: Vec<Beside>,
     /// Since when there is too much drift to follow change by change, so that everything is looked at in single passes.
     #[serde(default)]
     pub storm_since: Option<Timestamp>,
@@ -279,6 +283,7 @@ impl Status {
             confirmations: Vec::new(),
             n_orphans: 0,
             orphans: Vec::new(),
+            beside: Vec::new(),
             storm_since: None,
             warnings: Vec::new(),
         }

@@ -366,6 +366,7 @@ impl Worker {
             self.arm_guard(permit, &in_force, report);
             if report.full {
                 self.declare_files(&in_force);
+                self.look_beside(&in_force);
             }
         }
         self.in_force = Some(in_force);
@@ -535,8 +536,8 @@ impl Worker {
         self.guard.disarm();
         // The directories are open; they change only with a restart.
         settings.paths.clone_from(&self.settings.paths);
-        self.settings = settings;
         self.host.programs.set_validation(settings.converge.validate_timeout);
+        self.settings = settings;
         self.facts = facts(&self.host);
         self.secrets = super::secrets::load(&self.settings);
         self.load_policy();

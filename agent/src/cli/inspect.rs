@@ -203,6 +203,9 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     for (id, why) in &status.out_of_sync {
         out.line(format_args!("{WARN}out{WARN:#}        {BOLD}{id}{BOLD:#} {why}"))?;
     }
+    for beside in &status.beside {
+        out.line(format_args!("{WARN}beside{WARN:#}     {BOLD}{}{BOLD:#}: {beside}", beside.resource))?;
+    }
     for orphan in status.orphans.iter().take(SHOWN_ORPHANS) {
         let revision = orphan.left_out_by.get(..12).unwrap_or(&orphan.left_out_by);
         let note = if orphan.note.is_empty() { String::new() } else { format!(": {}", orphan.note) };

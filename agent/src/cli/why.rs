@@ -10,8 +10,9 @@ use super::{CliError, Global, Out, Outcome, exit, services, settings};
 use crate::agent::control::{self, Answer, Insight, Request};
 use crate::config::Settings;
 use crate::converge::Cause;
+use crate::converge::beside::{self, Beside};
 use crate::converge::plan::visible;
-use crate::host::packages::owner;
+use crate::host::packages::owner::{self, Owner};
 use crate::policy::blame::{self, Blame, Commit};
 use crate::policy::edit;
 use crate::record::{HistoryEntry, HistoryFilter, Record};
@@ -46,6 +47,12 @@ struct About {
     last_change: Option<HistoryEntry>,
     last_drift: Option<HistoryEntry>,
     paused: Vec<Paused>,
+    /// Packages that the file belongs to, where it is one.
+    packages: Vec<Owner>,
+    /// Why they are not known, if so.
+    packages_unknown: Option<String>,
+    /// Other versions of the file that a package manager laid beside it.
+    beside: Vec<Beside>,
     /// What the running agent says; `None` when none runs.
     agent: Option<Insight>,
 }
@@ -108,6 +115,10 @@ struct Undeclared {
     below: Option<ResourceId>,
     /// Packages that own it.
     packages: Vec<String>,
+    /// As what they own it.
+    owners: Vec<Owner>,
+    /// Why they are not known, if so.
+    packages_unknown: Option<String>,
 }
 
 /// Says why something is as it is.
@@ -157,6 +168,12 @@ fn about(settings: &Settings, held: &Held, resource: &Resource, out: &mut Out) -
         Ok(commit) => (Some(commit), None),
         Err(why) => (None, Some(why)),
     };
+    let root = crate::host::open_root(&settings.paths.root)?;
+    let packages = match beside::file_of(resource) {
+        Some(path) => owner::owners(&root, path),
+        None => Ok(Vec::new()),
+    };
+    let (packages, packages_unknown) = packages.map_or_else(|why| (Vec::new(), Some(why)), |owners| (owners, None));
     let notes = resource.notes.as_deref().cloned().unwrap_or_default();
     let Notes { description, owner, tags, .. } = notes;
     let about = About {
@@ -208,6 +225,9 @@ fn about(settings: &Settings, held: &Held, resource: &Resource, out: &mut Out) -
             .filter(|pause| pause.covers(id))
             .map(|pause| Paused { id: pause.id, until: pause.until, by: pause.by, reason: pause.reason })
             .collect(),
+        packages,
+        packages_unknown,
+        beside: beside::look_at(&root, &held.state, std::iter::once(resource)),
         agent: ask(settings, id),
     };
     if out.is_json() {
@@ -315,6 +335,10 @@ fn show(about: &About, out: &mut Out) -> Result<(), CliError> {
         }
         None => out.line(format_args!("  state         {WARN}the agent does not run: nothing watches it{WARN:#}"))?,
     }
+    show_packages(&about.packages, about.packages_unknown.as_deref(), out)?;
+    for beside in &about.beside {
+        out.line(format_args!("  {WARN}beside{WARN:#}        {beside}"))?;
+    }
     for pause in &about.paused {
         out.line(format_args!(
             "  {WARN}paused{WARN:#}        until {:.0} by {}: {} {DIM}(#{}){DIM:#}",
@@ -380,7 +404,8 @@ fn undeclared(settings: &Settings, held: &Held, path: AbsPath, out: &mut Out) ->
         above = directory.parent();
     }
     let there = Stood::look(&root, &path).map_or("it cannot be looked at", |stood| stood.word());
-    let packages = owner::owners(&root, &path);
+    let (owners, packages_unknown) =
+        owner::owners(&root, &path).map_or_else(|why| (Vec::new(), Some(why)), |owners| (owners, None));
     if out.is_json() {
         let below = below.map(|resource| resource.id.clone());
         out.value(&Undeclared {
@@ -389,7 +414,9 @@ fn undeclared(settings: &Settings, held: &Held, path: AbsPath, out: &mut Out) ->
             resource: None,
             there: there.to_owned(),
             below,
-            packages,
+            packages: owners.iter().map(|owner| owner.package.clone()).collect(),
+            owners,
+            packages_unknown,
         })?;
         return Ok(exit::OK);
     }
@@ -406,9 +433,19 @@ fn undeclared(settings: &Settings, held: &Held, path: AbsPath, out: &mut Out) ->
             directory.id, directory.source.file, directory.source.line
         ))?;
     }
-    match packages.as_slice() {
-        [] => out.line(format_args!("  package       {DIM}none owns it{DIM:#}"))?,
-        several => out.line(format_args!("  package       {}", several.join(", ")))?,
+    if owners.is_empty() && packages_unknown.is_none() {
+        out.line(format_args!("  package       {DIM}none owns it{DIM:#}"))?;
     }
+    show_packages(&owners, packages_unknown.as_deref(), out)?;
     Ok(exit::OK)
+}
+
+fn show_packages(owners: &[Owner], unknown: Option<&str>, out: &mut Out) -> Result<(), CliError> {
+    for owner in owners {
+        out.line(format_args!("  package       {owner}"))?;
+    }
+    if let Some(why) = unknown {
+        out.line(format_args!("  package       {DIM}not known: {}{DIM:#}", visible(why)))?;
+    }
+    Ok(())
 }

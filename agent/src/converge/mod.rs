@@ -16,6 +16,7 @@ use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
 
 mod access;
 mod apply;
+pub mod beside;
 pub mod confirm;
 mod first;
 pub mod health;
@@ -167,7 +168,9 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             Vec::new()
         }
     };
-    Plan::new(desired.revision().clone(), request.cause, findings, &debts)
+    let looked_at = desired.resources().iter().filter(|r| targets.is_none_or(|targets| targets.contains(&r.id)));
+    let beside = beside::look_at(&host.root, desired, looked_at);
+    Plan { beside, ..Plan::new(desired.revision().clone(), request.cause, findings, &debts) }
 }
 
 /// Converges once: observe → plan → apply → verify for each resource, requirements first, then pay what is owed.

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::Cause;
+use super::beside::Beside;
 use crate::policy::Revision;
 use crate::record::Debt;
 use crate::resource::{
@@ -29,6 +30,8 @@ pub struct Plan {
     pub unchanged: Vec<ResourceId>,
     /// Restarts and reloads that are owed already.
     pub owed: Vec<Owed>,
+    /// What a package manager laid beside declared files. It is told, and is no drift.
+    pub beside: Vec<Beside>,
 }
 
 /// One resource that is out of sync.
@@ -101,6 +104,7 @@ impl Plan {
             indeterminate: Vec::new(),
             unchanged: Vec::new(),
             owed: Vec::new(),
+            beside: Vec::new(),
         };
         for Finding { resource, verdict, held, validator, runs } in findings {
             let source = resource.source.clone();
@@ -193,6 +197,9 @@ impl Plan {
                 format_args!("{} {}  (owed because of {})", notify_word(owed.notify), owed.unit, owed.because_of),
             );
         }
+        for beside in &self.beside {
+            line(&mut text, format_args!("beside {}\n    {beside}", beside.resource));
+        }
         let n_of = |is: &dyn Fn(&Step) -> bool| self.steps.iter().filter(|step| is(step)).count();
         let n_waived = n_of(&|step| step.action == Action::Waive);
         let n_failing = n_of(&|step| step.action == Action::Report);
@@ -259,6 +266,7 @@ impl Plan {
                     because_of: &owed.because_of,
                 })
                 .collect(),
+            beside: &self.beside,
         };
         serde_json::to_value(document).unwrap_or(serde_json::Value::Null)
     }
@@ -321,6 +329,8 @@ struct Document<'a> {
     indeterminate: Vec<IndeterminateDocument<'a>>,
     unchanged: &'a [ResourceId],
     owed: Vec<OwedDocument<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    beside: &'a [Beside],
 }
 
 #[derive(Serialize)]

@@ -101,6 +101,20 @@ pub fn open(root: &Root, path: &AbsPath) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Shows the name of everything in a directory that is no directory itself, in no order. A link to the directory is followed where
+/// the root follows it.
+pub fn names(root: &Root, path: &AbsPath, visit: &mut dyn FnMut(&OsStr)) -> io::Result<()> {
+    let Some(directory) = root.directory(path.as_path())? else { return Ok(()) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for entry in Dir::new(rustix::fs::openat(&directory, ".", flags, Mode::empty())?)? {
+        let entry = entry?;
+        if entry.file_type() != rustix::fs::FileType::Directory {
+            visit(OsStr::from_bytes(entry.file_name().to_bytes()));
+        }
+    }
+    Ok(())
+}
+
 /// As [`walk`], from an open directory.
 pub fn walk_in(top: OwnedFd, visit: &mut dyn FnMut(Step<'_>) -> Result<Next, WalkError>) -> Result<(), WalkError> {
     // The path from the top; shared by all levels.

@@ -153,8 +153,14 @@ fn again(host: &Host, question: &Question<'_>, findings: Findings) -> Findings {
 
 fn packages(host: &Host, path: &Path) -> String {
     let path = path.to_str().and_then(|path| AbsPath::new(path).ok());
-    let owners = path.map(|path| owner::owners(&host.root, &path)).unwrap_or_default();
-    if owners.is_empty() { " (no package)".to_owned() } else { format!(" (package {})", owners.join(", ")) }
+    match path.map(|path| owner::owners(&host.root, &path)) {
+        Some(Err(why)) => format!(" (package not known: {why})"),
+        Some(Ok(owners)) if !owners.is_empty() => {
+            let names: Vec<String> = owners.into_iter().map(|owner| owner.package).collect();
+            format!(" (package {})", names.join(", "))
+        }
+        Some(Ok(_)) | None => " (no package)".to_owned(),
+    }
 }
 
 /// Compares.

@@ -19,6 +19,7 @@
 //! | parent directories | [`parent_directories`] |
 //! | non-UTF-8 names, very long names | [`non_utf8_names_very_long_names`], `trees` |
 //! | editor leftovers | `resource::directory::rules::tests::leftovers_are_spared_for_an_hour_and_no_longer` |
+//! | package owns the file | [`package_owns_the_file`], `host::packages::owner::tests`, `tests/agent_loop/beside.rs` |
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -401,4 +402,54 @@ fn non_utf8_names_very_long_names() {
     let report = world.converge(&desired);
     assert!(report.converged(), "{report:?}");
     assert_eq!(world.host.root.read(&abs(&deep), 100).unwrap().unwrap().0, NEW.as_bytes());
+}
+
+/// What a package manager laid beside a declared file is told, with the package; it is spared, is no drift, and is nothing where the
+/// policy declares it itself.
+#[test]
+fn package_owns_the_file() {
+    let mut world = World::new();
+    world.write("/var/lib/dpkg/info/app.list", "/etc/d/f\n/etc/d/plain\n");
+    world.write("/var/lib/dpkg/info/app.conffiles", "/etc/d/f\n");
+    let mut suffixes = vec![];
+    for (suffix, whose) in [
+        ("dpkg-dist", "is the package's version of it"),
+        ("dpkg-new", "is the package's version of it"),
+        ("dpkg-old", "is what was there before the package's version"),
+        ("rpmnew", "is the package's version of it"),
+        ("rpmsave", "is what was there before the package's version"),
+        ("ucf-dist", "is the package's version of it"),
+    ] {
+        world.write(&format!("/etc/d/f.{suffix}"), "another version\n");
+        suffixes
+            .push(format!("beside file[/etc/d/f]\n    /etc/d/f.{suffix} {whose}; it belongs to app (a conffile)\n"));
+    }
+    for name in
+        ["/etc/d/plain.rpmnew", "/etc/d/other.dpkg-old", "/etc/d/mine.dpkg-dist", "/etc/d/.dpkg-dist", "/etc/d/f.bak"]
+    {
+        world.write(name, "another version\n");
+    }
+    std::fs::create_dir(world.path("/etc/d/f.dpkg-bak")).unwrap();
+    let files = ["/etc/d/f", "/etc/d/plain", "/etc/d/other", "/etc/d/mine", "/etc/d/mine.dpkg-dist"];
+    let state = desired(files.into_iter().map(|path| a_file(path, NEW)).collect());
+    assert!(world.converge(&state).converged());
+    let plan = world.plan(&state);
+    assert!(plan.is_empty(), "it is no drift: {plan:?}");
+    let text = plan.to_text();
+    suffixes.push("beside file[/etc/d/other]\n    /etc/d/other.dpkg-old is what was there before the package's version; no package has it\n".to_owned());
+    suffixes.push("beside file[/etc/d/plain]\n    /etc/d/plain.rpmnew is the package's version of it; it belongs to app (no conffile)\n".to_owned());
+    assert_eq!(text, format!("{}0 to change, 5 in sync\n", suffixes.concat()));
+    let json = plan.to_json();
+    assert_eq!(json["beside"][0]["owners"], serde_json::json!([{ "package": "app", "claim": "conffile" }]));
+    assert_eq!(json["beside"].as_array().unwrap().len(), 8);
+    // A database that is not read is no database that knows nothing.
+    std::fs::remove_dir_all(world.path("/var/lib/dpkg")).unwrap();
+    world.write("/var/lib/rpm/rpmdb.sqlite", "");
+    let text = world.plan(&state).to_text();
+    assert!(
+        text.contains(
+            "f.rpmnew is the package's version of it; which package has it is not known: the database of rpm"
+        ),
+        "{text}"
+    );
 }

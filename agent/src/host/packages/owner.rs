@@ -1,44 +1,148 @@
-//! Which package a path belongs to: for a person who asks about it. Nothing is decided by the answer.
+//! Which package a path belongs to, and as what: for a person who asks about it. Nothing is decided by the answer.
+//!
+//! dpkg's database is read from its own files. That of rpm is not: only [`owners`] asks rpm, for one path; [`recorded`] starts no
+//! process and says that it does not know.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::host::exec;
 use crate::host::root::Root;
 use crate::resource::AbsPath;
 
 const DPKG_LISTS: &str = "/var/lib/dpkg/info";
+/// What ucf looks after for packages: `package path`, one a line.
+const UCF_REGISTRY: &str = "/var/lib/ucf/registry";
+const RPM_DATABASES: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
 /// Longest list of files of one package.
 const MAX_LIST: u64 = 16 * 1024 * 1024;
 /// Most lists.
-const MAX_LISTS: usize = 50_000;
+const MAX_LISTS: usize = 200_000;
 /// Directories that are links into `/usr` on a merged host, where lists may name either.
 const MERGED: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// The packages that own a path, by the host's package database; none when none does, or there is no database to ask.
-pub fn owners(root: &Root, path: &AbsPath) -> Vec<String> {
-    let spellings = spellings(&path.to_string());
-    let lists = AbsPath::new(DPKG_LISTS).ok().and_then(|lists| root.list_names(&lists, MAX_LISTS).ok().flatten());
-    match lists {
-        Some(names) => {
-            let lists =
-                names.into_iter().filter_map(|name| Some((name.to_str()?.strip_suffix(".list")?.to_owned(), name)));
-            let mut owners: Vec<String> = lists
-                .filter(|(_, name)| {
-                    let list = name.to_str().and_then(|name| AbsPath::new(&format!("{DPKG_LISTS}/{name}")).ok());
-                    let content = list.and_then(|list| root.read(&list, MAX_LIST).ok().flatten());
-                    content.is_some_and(|(content, _)| {
-                        content.split(|b| *b == b'\n').any(|line| spellings.iter().any(|s| s.as_bytes() == line))
-                    })
-                })
-                .map(|(package, _)| package.split(':').next().unwrap_or_default().to_owned())
-                .collect();
-            owners.sort();
-            owners.dedup();
-            owners
+/// A package that a path belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its name.
+    pub package: String,
+    /// As what it has the path.
+    pub claim: Claim,
+}
+
+/// As what a package has a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Claim {
+    /// As configuration that dpkg keeps when somebody changed it.
+    Conffile,
+    /// As configuration that ucf keeps for it.
+    Ucf,
+    /// As one of its files, replaced with each upgrade.
+    File,
+    /// The database was not asked.
+    Unknown,
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let package = &self.package;
+        match self.claim {
+            Claim::Conffile => write!(f, "{package} (a conffile)"),
+            Claim::Ucf => write!(f, "{package} (kept by ucf)"),
+            Claim::File => write!(f, "{package} (no conffile)"),
+            Claim::Unknown => write!(f, "{package}"),
         }
-        None if root.is_live() => ask_rpm(path),
-        None => Vec::new(),
     }
+}
+
+/// The packages that a path belongs to, by the host's package database; none when none has it, or there is no database.
+///
+/// # Errors
+///
+/// In words, when it could not be told.
+pub fn owners(root: &Root, path: &AbsPath) -> Result<Vec<Owner>, String> {
+    if root.is_live() && !has_dpkg(root)? && has_rpm(root)? {
+        return ask_rpm(path);
+    }
+    let recorded = recorded(root, &BTreeSet::from([path.clone()]))?;
+    Ok(recorded.into_values().next().unwrap_or_default())
+}
+
+/// The packages that each of these paths belongs to, by the files of the host's package database. Reads all of them once.
+///
+/// # Errors
+///
+/// In words, when it could not be told.
+pub fn recorded(root: &Root, paths: &BTreeSet<AbsPath>) -> Result<BTreeMap<AbsPath, Vec<Owner>>, String> {
+    let mut owners: BTreeMap<AbsPath, Vec<Owner>> = paths.iter().map(|path| (path.clone(), Vec::new())).collect();
+    let lists = absolute(DPKG_LISTS)?;
+    let names = root.list_names(&lists, MAX_LISTS).map_err(|error| format!("cannot list `{lists}`: {error}"))?;
+    let Some(names) = names else {
+        return if has_rpm(root)? { Err("the database of rpm is not read".to_owned()) } else { Ok(owners) };
+    };
+    let spelled: HashMap<String, &AbsPath> =
+        paths.iter().flat_map(|path| spellings(&path.to_string()).into_iter().map(move |text| (text, path))).collect();
+    for name in names.iter().filter_map(|name| name.to_str()) {
+        let Some(stem) = name.strip_suffix(".list") else { continue };
+        let has = lines_among(root, &format!("{DPKG_LISTS}/{name}"), &spelled)?;
+        if has.is_empty() {
+            continue;
+        }
+        let conffiles = lines_among(root, &format!("{DPKG_LISTS}/{stem}.conffiles"), &spelled)?;
+        let package = stem.split(':').next().unwrap_or_default();
+        for path in has {
+            let claim = if conffiles.contains(path) { Claim::Conffile } else { Claim::File };
+            owners.entry(path.clone()).or_default().push(Owner { package: package.to_owned(), claim });
+        }
+    }
+    for line in read(root, UCF_REGISTRY)?.unwrap_or_default().lines() {
+        if let Some((package, path)) = line.trim().split_once(char::is_whitespace)
+            && let Some(path) = spelled.get(path.trim())
+        {
+            let owner = Owner { package: package.to_owned(), claim: Claim::Ucf };
+            owners.entry((*path).clone()).or_default().push(owner);
+        }
+    }
+    for owners in owners.values_mut() {
+        owners.sort();
+        // The same package of two architectures.
+        owners.dedup();
+    }
+    Ok(owners)
+}
+
+/// The paths that a list names, one a line.
+fn lines_among<'a>(
+    root: &Root,
+    list: &str,
+    spelled: &HashMap<String, &'a AbsPath>,
+) -> Result<BTreeSet<&'a AbsPath>, String> {
+    Ok(read(root, list)?.unwrap_or_default().lines().filter_map(|line| spelled.get(line).copied()).collect())
+}
+
+fn read(root: &Root, path: &str) -> Result<Option<String>, String> {
+    let read = root.read(&absolute(path)?, MAX_LIST).map_err(|error| format!("cannot read `{path}`: {error}"))?;
+    Ok(read.map(|(bytes, _)| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn absolute(path: &str) -> Result<AbsPath, String> {
+    AbsPath::new(path).map_err(|error| error.to_string())
+}
+
+fn has_dpkg(root: &Root) -> Result<bool, String> {
+    has(root, DPKG_LISTS)
+}
+
+fn has_rpm(root: &Root) -> Result<bool, String> {
+    RPM_DATABASES.iter().try_fold(false, |found, path| Ok(found || has(root, path)?))
+}
+
+fn has(root: &Root, path: &str) -> Result<bool, String> {
+    let found = root.metadata(&absolute(path)?).map_err(|error| format!("cannot look at `{path}`: {error}"))?;
+    Ok(found.is_some())
 }
 
 fn spellings(path: &str) -> Vec<String> {
@@ -52,16 +156,19 @@ fn spellings(path: &str) -> Vec<String> {
     spellings
 }
 
-fn ask_rpm(path: &AbsPath) -> Vec<String> {
+fn ask_rpm(path: &AbsPath) -> Result<Vec<Owner>, String> {
     let command = exec::Command {
         deadline: Duration::from_secs(20),
         ..exec::Command::new("rpm").args(["-qf", "--qf", "%{NAME}\\n", "--", &path.to_string()])
     };
-    match exec::run(&command) {
-        Ok(output) if output.code == Some(0) => {
-            String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    let output = exec::run(&command).map_err(|error| crate::resource::chain(&error))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    match output.code {
+        Some(0) => {
+            Ok(said.lines().map(|package| Owner { package: package.to_owned(), claim: Claim::Unknown }).collect())
         }
-        Ok(_) | Err(_) => Vec::new(),
+        Some(_) if said.contains("is not owned by any package") => Ok(Vec::new()),
+        Some(_) | None => Err(format!("`rpm` did not say: {}", exec::last_words(&output))),
     }
 }
 
@@ -69,20 +176,56 @@ fn ask_rpm(path: &AbsPath) -> Vec<String> {
 mod tests {
     use super::*;
 
-    #[test]
+    /// A host on which these files are.
     #[expect(clippy::disallowed_methods, reason = "a test lays out a database")]
-    fn the_list_that_names_the_path_or_its_merged_twin_names_the_package() {
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
-        let info = dir.path().join("var/lib/dpkg/info");
-        std::fs::create_dir_all(&info).unwrap();
-        std::fs::write(info.join("bash.list"), "/.\n/bin\n/bin/bash\n").unwrap();
-        std::fs::write(info.join("libc6:amd64.list"), "/etc/ld.so.conf.d\n").unwrap();
-        std::fs::write(info.join("bash.md5sums"), "/etc/motd\n").unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
         let root = Root::open(dir.path()).unwrap();
-        let owners = |path: &str| owners(&root, &AbsPath::new(path).unwrap());
-        assert_eq!(owners("/usr/bin/bash"), ["bash"]);
-        assert_eq!(owners("/bin/bash"), ["bash"]);
-        assert_eq!(owners("/etc/ld.so.conf.d"), ["libc6"]);
-        assert_eq!(owners("/etc/motd"), [] as [&str; 0]);
+        (dir, root)
+    }
+
+    #[track_caller]
+    fn check(root: &Root, path: &str, expected: &[&str]) {
+        let owners = owners(root, &AbsPath::new(path).unwrap()).unwrap();
+        assert_eq!(owners.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{path}");
+    }
+
+    #[test]
+    fn the_list_that_names_the_path_or_its_merged_twin_names_the_package() {
+        let (_dir, root) = host(&[
+            ("var/lib/dpkg/info/bash.list", "/.\n/bin\n/bin/bash\n/etc/bash.bashrc\n"),
+            ("var/lib/dpkg/info/bash.conffiles", "remove-on-upgrade /bin/bash\n/etc/bash.bashrc\n"),
+            ("var/lib/dpkg/info/libc6:amd64.list", "/etc/ld.so.conf.d\n/etc/ld.so.conf.d/x.conf\n"),
+            ("var/lib/dpkg/info/libc6:amd64.conffiles", "/etc/ld.so.conf.d/x.conf\n"),
+            ("var/lib/dpkg/info/libc6:i386.list", "/etc/ld.so.conf.d\n/etc/ld.so.conf.d/x.conf\n"),
+            ("var/lib/dpkg/info/libc6:i386.conffiles", "/etc/ld.so.conf.d/x.conf\n"),
+            ("var/lib/dpkg/info/bash.md5sums", "/etc/motd\n"),
+            ("var/lib/ucf/registry", "grub-pc\t            /etc/default/grub\n"),
+        ]);
+        check(&root, "/usr/bin/bash", &["bash (no conffile)"]);
+        check(&root, "/bin/bash", &["bash (no conffile)"]);
+        check(&root, "/etc/bash.bashrc", &["bash (a conffile)"]);
+        check(&root, "/etc/ld.so.conf.d", &["libc6 (no conffile)"]);
+        check(&root, "/etc/ld.so.conf.d/x.conf", &["libc6 (a conffile)"]);
+        check(&root, "/etc/default/grub", &["grub-pc (kept by ucf)"]);
+        check(&root, "/etc/motd", &[]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_taken_for_none() {
+        let motd = || BTreeSet::from([AbsPath::new("/etc/motd").unwrap()]);
+        let (_dir, root) = host(&[]);
+        check(&root, "/etc/motd", &[]);
+        let (_dir, root) = host(&[("var/lib/rpm/rpmdb.sqlite", "")]);
+        assert_eq!(recorded(&root, &motd()), Err("the database of rpm is not read".to_owned()));
+        // A list that is none cannot be read.
+        let (_dir, root) = host(&[("var/lib/dpkg/info/a.list/x", ""), ("var/lib/dpkg/info/b.list", "/etc/motd\n")]);
+        let why = recorded(&root, &motd()).unwrap_err();
+        assert!(why.starts_with("cannot read `/var/lib/dpkg/info/a.list`: "), "{why}");
     }
 }
