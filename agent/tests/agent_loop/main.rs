@@ -7,6 +7,7 @@ mod confirm;
 mod contents;
 mod damage;
 mod fights;
+mod gives_up;
 mod metrics;
 mod operator;
 mod orphans;

@@ -9,3 +9,4 @@ mod repositories;
 mod support;
 mod sweeps;
 mod validate;
+mod waivers;
