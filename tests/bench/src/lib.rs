@@ -6,7 +6,7 @@
 //! - [`floor`] holds those programs: a guard of one file, and scans of a tree, with nothing around the system calls;
 //! - [`sandbox`] is the agent as its users have it: the binary, a policy in a git repository, the courier, the commands;
 //! - [`foreign`] is the other process, which drifts files and sees them restored;
-//! - [`latency`], [`scan`], [`storm`], [`idle`], [`reload`] and [`actors`] measure; [`table`] prints.
+//! - [`latency`], [`scan`], [`storm`], [`idle`], [`reload`], [`actors`] and [`compile`] measure; [`table`] prints.
 //!
 //! Nothing here reaches into the agent, but where a measurement says so: passes of its engine, and its watcher alone.
 
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 pub mod actors;
 pub mod clock;
+pub mod compile;
 pub mod floor;
 pub mod foreign;
 pub mod idle;

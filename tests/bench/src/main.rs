@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum as _};
 use rekindle_bench::actors::Actors;
+use rekindle_bench::compile::{self, Compile};
 use rekindle_bench::foreign::{self, Kind};
 use rekindle_bench::idle::Idle;
 use rekindle_bench::latency::Latency;
@@ -40,6 +41,7 @@ enum What {
     Idle(Idle),
     Reload(Reload),
     Actors(Actors),
+    Compile(Compile),
     /// Measures everything that README.md's table shows
     All,
     #[command(name = "__drift", hide = true)]
@@ -50,6 +52,8 @@ enum What {
     Read,
     #[command(name = "__guard", hide = true)]
     Guard,
+    #[command(name = "__compile", hide = true)]
+    CompileRounds,
 }
 
 fn main() -> ExitCode {
@@ -68,12 +72,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         What::Flood => foreign::flood_main().map(|()| ExitCode::SUCCESS),
         What::Read => foreign::read_main().map(|()| ExitCode::SUCCESS),
         What::Guard => floor::guard::main().map(|()| ExitCode::SUCCESS),
+        What::CompileRounds => compile::main().map(|()| ExitCode::SUCCESS),
         What::Latency(_)
         | What::Scan(_)
         | What::Storm(_)
         | What::Idle(_)
         | What::Reload(_)
         | What::Actors(_)
+        | What::Compile(_)
         | What::All => measure(cli),
     }
 }
@@ -122,7 +128,8 @@ fn one(what: &What, bench: &Bench) -> Result<Vec<Row>> {
         What::Idle(idle) => idle.run(bench),
         What::Reload(reload) => reload.run(bench),
         What::Actors(actors) => actors.run(bench),
-        What::All | What::Drift | What::Flood | What::Read | What::Guard => Ok(Vec::new()),
+        What::Compile(compile) => compile.run(bench),
+        What::All | What::Drift | What::Flood | What::Read | What::Guard | What::CompileRounds => Ok(Vec::new()),
     }
 }
 
@@ -132,7 +139,8 @@ fn everything() -> Vec<String> {
         Kind::ALL.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned())).collect();
     let mut lines = vec![format!("latency --kinds {}", kinds.join(","))];
     lines.extend(
-        ["latency --files 1000", "scan", "storm", "idle", "idle --contents 64", "reload", "actors"].map(str::to_owned),
+        ["latency --files 1000", "scan", "storm", "idle", "idle --contents 64", "reload", "actors", "compile"]
+            .map(str::to_owned),
     );
     lines
 }
