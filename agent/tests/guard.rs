@@ -278,6 +278,37 @@ fn a_withdrawn_file_is_left_alone_and_the_others_are_not() {
 }
 
 #[test]
+fn a_file_that_drifts_again_and_again_gets_more_copies() {
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
+    let mut n = 0;
+    // A busy machine may take a pause in the middle of a burst, which is then no burst.
+    sandbox.wait("more copies", || {
+        n += 1;
+        sandbox.expect_ready(1);
+        fs::write(sandbox.at("/d/t"), format!("evil {n}")).unwrap();
+        sandbox.expect_good("/d/t");
+        sandbox.guard.readiness().n_copies > 8
+    });
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies >= 32);
+    assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
+}
+
+#[test]
+fn a_burst_that_does_not_end_is_told_all_the_same() {
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    let mut n = 0;
+    sandbox.wait("a repair to be told", || {
+        n += 1;
+        sandbox.expect_ready(1);
+        fs::write(sandbox.at("/d/t"), format!("evil {n}")).unwrap();
+        sandbox.expect_good("/d/t");
+        sandbox.n_repairs() > 0
+    });
+    assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
+}
+
+#[test]
 fn copies_are_limited_however_their_files_come_to_be_guarded() {
     let sandbox = Sandbox::guard(&[]);
     fs::create_dir(sandbox.at("/d")).unwrap();
@@ -312,6 +343,8 @@ fn what_a_kill_left_on_the_stage_is_kept_recorded_and_owed() {
     let sandbox = Sandbox::guard(&["/d/t"]);
     let unit = UnitName::new("ssh.service").unwrap();
     sandbox.arm_as(vec![declared("/d/t", GOOD, &[(Notify::Restart, unit.clone())])], 1);
+    // None is being written any more.
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
     let copy = fs::read_dir(sandbox.stage()).unwrap().next().unwrap().unwrap().file_name();
     let dir = {
         let Sandbox { watcher, guard, dir, .. } = sandbox;

@@ -515,6 +515,7 @@ impl Loop {
                 let old = std::mem::replace(&mut self.schedule, Schedule::new(&settings, random_u64(), now));
                 self.schedule = old.reconfigured(&settings, random_u64(), now);
                 self.busy_since = None;
+                self.guard.set_patience(settings.health.flapping_repairs);
                 self.settings.health = settings.health.clone();
                 self.settings.metrics = settings.metrics.clone();
                 self.publish_at = Some(now);

@@ -205,7 +205,8 @@ impl Worker {
         let told = Told::recall(&record);
         let places = Places { root: host::open_root(&settings.paths.root)?, state: settings.paths.state.clone() };
         let beside = Record::open_beside(&settings.paths.state)?;
-        let guard = Arc::new(Guard::start(places, beside, tell).context("cannot start the guard")?);
+        let patience = settings.health.flapping_repairs;
+        let guard = Arc::new(Guard::start(places, beside, patience, tell).context("cannot start the guard")?);
         let worker = Self {
             guard,
             scanned: Scanned::default(),

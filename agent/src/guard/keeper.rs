@@ -17,7 +17,7 @@ use super::left::{discard, displaced, hand_on, is_copy};
 use super::plan::Plan;
 use super::reflex::{Deed, What};
 use super::stages::Stages;
-use super::table::{Likeness, Pool, PoolKey};
+use super::table::{Likeness, Pool, PoolKey, Table};
 use super::{Arming, Declared, Order, Places, Repaired, Shared};
 use crate::actor::Actor;
 use crate::converge::Cause;
@@ -35,8 +35,13 @@ use crate::resource::{
 
 /// Copies that are written together.
 const BATCH: usize = 256;
-/// Longest time that a deed waits for others.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long no drift must have come before what was put back is made durable: each sync makes the file system write its
+/// journal, and whoever changes a name meanwhile waits for that, the reflex among them.
+const QUIET: Duration = Duration::from_millis(20);
+/// Longest time that a deed waits for the end of a burst.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Most deeds that wait for it.
+const MOST_TOGETHER: usize = 1024;
 /// First and longest time between two attempts to sync what could not be synced.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
@@ -88,22 +93,7 @@ impl Keeper {
             };
             let Some(first) = first else { return };
             let mut deeds: Vec<Known> = std::mem::take(&mut self.open);
-            let until = Instant::now() + GATHER;
-            let mut next = Some(first);
-            let mut flow = Flow::On;
-            while let Some(order) = next {
-                flow = self.obey(order, &mut deeds);
-                next = if flow == Flow::On && !deeds.is_empty() && deeds.len() < BATCH && !self.is_short() {
-                    orders.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
-                } else {
-                    None
-                };
-            }
-            while flow == Flow::On
-                && let Ok(order) = orders.try_recv()
-            {
-                flow = self.obey(order, &mut deeds);
-            }
+            let flow = self.gather(first, orders, &mut deeds);
             self.finish(deeds);
             if flow == Flow::Stop {
                 return;
@@ -111,11 +101,56 @@ impl Keeper {
         }
     }
 
-    /// Whether copies are used up faster than they are laid out, so that finishing must not wait for more. Otherwise it does for
-    /// a moment: each sync makes the file system write its journal, and whoever changes a name meanwhile waits for that, the
-    /// reflex among them.
-    fn is_short(&self) -> bool {
-        self.shared.table().is_short()
+    /// Obeys orders until no deed came for a moment, or enough have come. Copies that run short meanwhile are laid out.
+    fn gather(&mut self, first: Order, orders: &Receiver<Order>, deeds: &mut Vec<Known>) -> Flow {
+        let until = Instant::now() + LONGEST;
+        let patience = self.shared.patience.load(Ordering::Relaxed);
+        let mut n_of_each: HashMap<ResourceId, u32> = HashMap::new();
+        let mut most = 0;
+        let mut next = Some(first);
+        while let Some(order) = next {
+            // Pools that ran short, and how many of their copies the same file took.
+            let mut short: BTreeMap<u32, u32> = BTreeMap::new();
+            for order in std::iter::once(order).chain(orders.try_iter()) {
+                if let Order::Deed(deed) = &order {
+                    let n = n_of_each.entry(deed.resource.clone()).or_default();
+                    *n += 1;
+                    most = most.max(*n);
+                    if let Some(pool) = deed.short {
+                        short.insert(pool, *n);
+                    }
+                }
+                if self.obey(order, deeds) == Flow::Stop {
+                    return Flow::Stop;
+                }
+            }
+            if deeds.is_empty() || deeds.len() >= MOST_TOGETHER || most >= patience {
+                break;
+            }
+            self.refill(&short);
+            let wait = QUIET.min(until.saturating_duration_since(Instant::now()));
+            next = orders.recv_timeout(wait).ok();
+        }
+        Flow::On
+    }
+
+    /// Lays out copies for pools that are still short of them.
+    fn refill(&mut self, short: &BTreeMap<u32, u32>) {
+        let mut table = self.shared.table();
+        let Table { pools, spent, .. } = &mut *table;
+        let mut is_short = false;
+        for (pool, n_used) in short {
+            // Another table may be there by now; then this is a pool as good as any.
+            let pool = usize::try_from(*pool).ok().and_then(|index| pools.get_mut(index));
+            if let Some(pool) = pool.filter(|pool| pool.is_short()) {
+                pool.grow(*n_used, spent);
+                is_short = true;
+            }
+        }
+        drop(table);
+        if is_short {
+            self.lay_out(Pool::is_short);
+        }
     }
 
     fn obey(&mut self, order: Order, deeds: &mut Vec<Known>) -> Flow {
@@ -145,7 +180,7 @@ impl Keeper {
         if deeds.is_empty() {
             return;
         }
-        self.lay_out();
+        self.lay_out(|_| true);
         let (durable, failed) = sync(deeds);
         self.retry = match (failed.is_empty(), self.retry) {
             (true, _) => None,
@@ -336,17 +371,17 @@ impl Keeper {
         let is_live = table.live;
         drop(table);
         if is_live {
-            self.lay_out();
+            self.lay_out(|_| true);
         }
         if arming == Arming::Only {
             memory::give_back();
         }
     }
 
-    /// Lays out the copies that are missing.
-    fn lay_out(&mut self) {
+    /// Lays out the copies that are missing in such pools.
+    fn lay_out(&mut self, which: fn(&Pool) -> bool) {
         loop {
-            let missing = self.missing();
+            let missing = self.missing(which);
             let Some((stage, _)) = missing.first() else { return };
             let stage = Arc::clone(stage);
             let batch: Vec<Missing> =
@@ -372,12 +407,11 @@ impl Keeper {
     }
 
     /// Copies to be made next, of one batch at most.
-    fn missing(&mut self) -> Vec<(Arc<Stage>, Missing)> {
+    fn missing(&mut self, which: fn(&Pool) -> bool) -> Vec<(Arc<Stage>, Missing)> {
         let table = self.shared.table();
         let mut missing = Vec::new();
-        for (index, pool) in table.pools.iter().enumerate() {
-            let wanted = usize::try_from(pool.wanted).unwrap_or(usize::MAX);
-            for _ in pool.ready.len()..wanted {
+        for (index, pool) in table.pools.iter().enumerate().filter(|(_, pool)| which(pool)) {
+            for _ in 0..pool.n_next() {
                 self.next_number += 1;
                 let one = Missing {
                     pool: index,

@@ -24,7 +24,7 @@ mod stages;
 mod table;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -126,6 +126,8 @@ struct Shared {
     table: Mutex<Table>,
     /// Deeds that the keeper has not finished.
     n_open: AtomicUsize,
+    /// See [`Guard::set_patience`].
+    patience: AtomicU32,
     /// Counts disarmings: what was to be armed before one must not be armed after it.
     generation: AtomicU64,
 }
@@ -160,7 +162,8 @@ enum Order {
 }
 
 impl Guard {
-    /// Starts the keeper. `record` is a record of its own, beside the worker's. `tell` is called on the keeper's thread.
+    /// Starts the keeper. `record` is a record of its own, beside the worker's; for `patience` see [`Self::set_patience`]. `tell`
+    /// is called on the keeper's thread.
     ///
     /// # Errors
     ///
@@ -168,9 +171,10 @@ impl Guard {
     pub fn start(
         places: Places,
         record: Record,
+        patience: u32,
         tell: impl Fn(Vec<Repaired>) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { patience: AtomicU32::new(patience), ..Shared::default() });
         let (orders, received) = mpsc::channel();
         let keeper = std::thread::Builder::new().name("keeper".to_owned()).spawn({
             let shared = Arc::clone(&shared);
@@ -182,6 +186,12 @@ impl Guard {
     /// The watcher's sink: settles what it can, and hands everything else to `hints`.
     pub fn reflex<H>(&self, hints: H) -> Reflex<H> {
         Reflex::new(Arc::clone(&self.shared), self.orders.clone(), hints)
+    }
+
+    /// How many repairs of one file may be told together: a burst is told at its end, but whoever decides about fights must hear
+    /// of one before it has gone on for long.
+    pub fn set_patience(&self, n_repairs: u32) {
+        self.shared.patience.store(n_repairs, Ordering::Relaxed);
     }
 
     /// What has to be asked for before anything is looked up that says what may be guarded: pauses, the mode, the policy.

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 
 use super::look::{self, Found};
-use super::table::{self, Likeness, Pool, Spent, Table};
+use super::table::{self, Likeness, Pool, Table};
 use super::{Order, Shared};
 use crate::host::root::{self, Metadata, stat_of};
 use crate::host::stage::Stage;
@@ -31,6 +31,8 @@ const MOST_WITNESSES: usize = 512;
 #[derive(Debug)]
 pub(super) struct Deed {
     pub(super) resource: ResourceId,
+    /// The pool that is short of copies since.
+    pub(super) short: Option<u32>,
     pub(super) revision: Option<Arc<Revision>>,
     /// What was declared.
     pub(super) likeness: Arc<Likeness>,
@@ -101,7 +103,7 @@ impl<H> Reflex<H> {
         let mut resources = touch.resources.iter();
         let (Some(resource), None) = (resources.next(), resources.next()) else { return None };
         let mut table = self.shared.table();
-        let Table { live: true, revision, entries, pools, spent, directories, held, .. } = &mut *table else {
+        let Table { live: true, revision, entries, pools, directories, held, .. } = &mut *table else {
             return None;
         };
         let index = table::find(entries, resource)?;
@@ -130,12 +132,13 @@ impl<H> Reflex<H> {
                 root::give(&file, &before, pool.likeness.common.permissions).ok()?;
                 What::Permissions(file, before)
             }
-            Found::Other => swap((pool, spent), touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
-            Found::Absent => swap((pool, spent), touch, &mut self.buffer, Swap::Place, &self.orders)?,
+            Found::Other => swap(pool, touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
+            Found::Absent => swap(pool, touch, &mut self.buffer, Swap::Place, &self.orders)?,
         };
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let deed = Deed {
             resource: resource.clone(),
+            short: pool.is_short().then_some(entry.pool),
             revision: revision.clone(),
             likeness: Arc::clone(&pool.likeness),
             stage: Arc::clone(&pool.stage),
@@ -161,7 +164,7 @@ enum Swap {
 
 /// Puts a sound copy in place.
 fn swap(
-    (pool, spent): (&mut Pool, &mut Spent),
+    pool: &mut Pool,
     touch: &Touch<'_>,
     buffer: &mut Vec<u8>,
     swap: Swap,
@@ -170,7 +173,7 @@ fn swap(
     let stage = Arc::clone(&pool.stage);
     let entered = stage.enter().ok()?;
     loop {
-        let number = pool.take(spent)?;
+        let number = pool.ready.pop()?;
         let name = Pool::copy_name(pool.key, number);
         if !entered.is_sound(&pool.likeness.copy(&name), buffer).unwrap_or(false) {
             // The keeper ends only with the process.

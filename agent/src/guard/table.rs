@@ -18,6 +18,15 @@ use crate::resource::{Content, Kind, Names, Notify, ResourceId, UnitName, file};
 /// Most copies of one pool, however often they are used up.
 const MOST_OF_ONE: u32 = 256;
 
+/// With so many copies left a pool is never short: at a drift every millisecond they last longer than a sync takes.
+const COMFORT: usize = 32;
+
+/// Copies that are laid out together when none is left.
+const FIRST: usize = 4;
+
+/// How many times as many copies are wanted of what is used up.
+const GROWTH: u32 = 4;
+
 /// Most copies of all pools.
 const MOST_COPIES: usize = 20_000;
 
@@ -177,13 +186,25 @@ impl Pool {
         format!("{key}-{number:x}")
     }
 
-    /// Takes a copy. Whoever takes the last one shows that there were too few.
-    pub(super) fn take(&mut self, spent: &mut Spent) -> Option<u64> {
-        let number = self.ready.pop()?;
-        if self.ready.is_empty() {
-            self.want(self.wanted.saturating_mul(2).clamp(1, MOST_OF_ONE), spent);
-        }
-        Some(number)
+    /// Whether new copies must not wait: a file that drifts again and again would use up those that are left.
+    pub(super) fn is_short(&self) -> bool {
+        self.ready.len() < COMFORT && self.ready.len().saturating_mul(2) < self.n_wanted()
+    }
+
+    /// How many of the missing copies to lay out next. All of a batch are ready only when the last one is on the disk, so the
+    /// fewer are left, the smaller it is: drift goes on meanwhile.
+    pub(super) fn n_next(&self) -> usize {
+        let missing = self.n_wanted().saturating_sub(self.ready.len());
+        missing.min(self.ready.len().saturating_mul(2).max(FIRST))
+    }
+
+    fn n_wanted(&self) -> usize {
+        usize::try_from(self.wanted).unwrap_or(usize::MAX)
+    }
+
+    /// Wants as many copies as a pool that ran short is to have, when one file took `n_used` of them within a moment.
+    pub(super) fn grow(&mut self, n_used: u32, spent: &mut Spent) {
+        self.want(grown(self.wanted, n_used), spent);
     }
 
     /// Raises the number of copies that there should be, if that is allowed.
@@ -191,6 +212,16 @@ impl Pool {
         if spent.take(wanted.saturating_sub(self.wanted), &self.likeness) {
             self.wanted = self.wanted.max(wanted);
         }
+    }
+}
+
+/// Several times as many copies once one file used up half of them by itself. Each time that they run short costs a sync, and
+/// whoever changes a name meanwhile waits for that; so there are not to be many such times.
+fn grown(wanted: u32, n_used: u32) -> u32 {
+    if n_used > 1 && n_used.saturating_mul(2) >= wanted {
+        wanted.saturating_mul(GROWTH).min(MOST_OF_ONE)
+    } else {
+        wanted
     }
 }
 
@@ -203,13 +234,6 @@ pub(super) fn find(entries: &[Entry], resource: &ResourceId) -> Option<usize> {
 }
 
 impl Table {
-    /// Whether some pool has not even half of its copies.
-    pub(super) fn is_short(&self) -> bool {
-        self.pools
-            .iter()
-            .any(|pool| pool.ready.len().saturating_mul(2) < usize::try_from(pool.wanted).unwrap_or(usize::MAX))
-    }
-
     /// The index of an entry.
     pub(super) fn find(&self, resource: &ResourceId) -> Option<usize> {
         find(&self.entries, resource)
@@ -290,6 +314,21 @@ mod tests {
         }
         for other in ["", "-", "2a-f", "000000000000002A-f", "+00000000000002a-f", "000000000000002a", "secret-1"] {
             assert_eq!(PoolKey::of_copy(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pool_grows_with_the_drift_of_one_file_and_not_with_that_of_many() {
+        for (wanted, n_used, expected) in [
+            (8, 3, 8),
+            (8, 4, 32),
+            (1, 1, 1),
+            (1, 2, 4),
+            (64, 1, 64),
+            (128, 64, MOST_OF_ONE),
+            (MOST_OF_ONE, 200, MOST_OF_ONE),
+        ] {
+            assert_eq!(grown(wanted, n_used), expected, "{wanted} copies, {n_used} used");
         }
     }
 }

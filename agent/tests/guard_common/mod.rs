@@ -22,6 +22,9 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// The content that every file of [`Sandbox::guard`] is declared with.
 pub const GOOD: &str = "the declared content\n";
 
+/// Repairs of one file that are told together at most.
+pub const PATIENCE: u32 = 1000;
+
 type Shared<T> = Arc<(Mutex<T>, Condvar)>;
 
 /// A guarded root. The state directory is beside it.
@@ -62,7 +65,8 @@ impl Sandbox {
                 repaired.1.notify_all();
             }
         };
-        let guard = Guard::start(Places { root: equip(Root::open(&root).unwrap()), state }, record, tell).unwrap();
+        let places = Places { root: equip(Root::open(&root).unwrap()), state };
+        let guard = Guard::start(places, record, PATIENCE, tell).unwrap();
         let dirty: Shared<DirtySet> = Arc::default();
         let sink = {
             let dirty = Arc::clone(&dirty);
