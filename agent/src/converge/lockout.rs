@@ -190,7 +190,7 @@ pub(super) fn refuses(
             return Some(format!("refused, because it cannot be told whether anybody could log in after it: {why}"));
         }
     };
-    let base = HostFiles::new(&host.root);
+    let base = HostFiles::new(host);
     if let Desired::Service(service) = &resource.desired
         && is_served_otherwise(host, service)
     {
@@ -382,15 +382,25 @@ fn is_purged(root: &Root, directory: &AbsPath, path: &str, judge: &mut Judge<'_>
 /// The files of a host, each read once.
 struct HostFiles<'a> {
     root: &'a Root,
+    /// Where file systems are mounted that may not answer: their targets and types.
+    remote: Vec<(String, String)>,
     read: RefCell<BTreeMap<String, Result<Option<String>, String>>>,
 }
 
 impl<'a> HostFiles<'a> {
-    fn new(root: &'a Root) -> Self {
-        Self { root, read: RefCell::default() }
+    fn new(host: &'a Host) -> Self {
+        // An image has no mounts of its own.
+        let mounts = host.kernel.mounts().unwrap_or_default();
+        let remote = mounts.into_iter().filter(|mount| mount.target != "/" && is_remote(&mount.fstype));
+        let remote = remote.map(|mount| (mount.target, mount.fstype)).collect();
+        Self { root: &host.root, remote, read: RefCell::default() }
     }
 
     fn read(&self, path: &str) -> Result<Option<String>, String> {
+        // Whoever asks a file server that is down waits for ever, and the homes of all accounts are looked at.
+        if let Some((_, fstype)) = self.remote.iter().find(|(target, _)| Path::new(path).starts_with(target)) {
+            return Err(format!("`{path}` is on another machine ({fstype}), which is not waited for"));
+        }
         let lost = |error: &dyn std::fmt::Display| format!("cannot read `{path}`: {error}");
         let path = AbsPath::new(path).map_err(|error| lost(&error))?;
         let found = match self.root.read(&path, MAX_FILE) {
@@ -438,6 +448,28 @@ impl Files for HostFiles<'_> {
         let names = self.root.list_names(&path, MAX_NAMES).map_err(|error| lost(&error))?;
         Ok(names.unwrap_or_default().into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
+}
+
+/// Whether what is in a file system of this type is asked of another machine. autofs mounts such a one when it is looked at.
+fn is_remote(fstype: &str) -> bool {
+    const REMOTE: [&str; 15] = [
+        "9p",
+        "afs",
+        "autofs",
+        "ceph",
+        "cifs",
+        "coda",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb3",
+        "smbfs",
+    ];
+    REMOTE.contains(&fstype) || fstype.starts_with("fuse.")
 }
 
 /// Files as they would be.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::host::accounts::{GroupEntry, Hash, UserEntry};
+use crate::host::kernel::Mount;
 use crate::host::packages::{PackageEntry, PackageStatus};
 use crate::policy::LockOut;
 
@@ -79,6 +80,38 @@ fn the_refusal_says_what_would_be_and_what_to_do() {
     insta::assert_snapshot!(error_of(&report, 0).0, @"refused, because nobody would be known to be able to log in and become root after it; now `ops` can. Declare an account that keeps a key or password and sudo, or set `lock_out = \"allow\"` under [policy]");
     let plan = world.plan(&desired).to_text();
     assert!(plan.contains("left as it is: refused, because nobody"), "{plan}");
+}
+
+/// A file server that is down is waited for by whoever asks it: keys there are not read, and what is not read is not known.
+#[test]
+fn keys_on_a_file_server_are_not_waited_for() {
+    let without_a_key = |fstype: &str| {
+        let world = world();
+        world.write("/home/ops/.ssh/authorized_keys", "");
+        world.fakes.kernel.edit_mounts(|mounts| {
+            mounts.push(Mount {
+                target: "/home".to_owned(),
+                source: "server:/home".to_owned(),
+                fstype: fstype.to_owned(),
+                options: Vec::new(),
+                super_options: Vec::new(),
+            });
+        });
+        world
+    };
+    let closed = || vec![no_file("/etc/sudoers.d/90-ops")];
+    drop(check_with(without_a_key("ext4"), LockOut::default(), closed(), &["changed file[/etc/sudoers.d/90-ops]"]));
+    for fstype in ["nfs4", "autofs", "fuse.sshfs"] {
+        let world =
+            check_with(without_a_key(fstype), LockOut::default(), closed(), &["failed file[/etc/sudoers.d/90-ops]"]);
+        let plan = observe_and_plan(&world.host, Some(&world.record), &new_revision(&desired(closed()))).to_text();
+        assert!(plan.contains("now `ops` perhaps can"), "{plan}");
+    }
+    // What the policy itself puts there is known without a look.
+    let keys = a_file("/home/ops/.ssh/authorized_keys", &format!("{KEY}\n"));
+    let world = without_a_key("nfs4");
+    let expected = ["changed file[/home/ops/.ssh/authorized_keys]", "failed file[/etc/sudoers.d/90-ops]"];
+    drop(check_with(world, LockOut::default(), vec![keys, no_file("/etc/sudoers.d/90-ops")], &expected));
 }
 
 #[test]
