@@ -35,7 +35,7 @@ use crate::policy::facts::Facts;
 use crate::policy::secret::Secrets;
 use crate::record::reserve::Reserve;
 use crate::record::{Confirmation, Orphan, Pause, Record, RunLock};
-use crate::resource::{Action, OnDrift, ResourceId, UnitName, chain};
+use crate::resource::{Action, Kind, OnDrift, ResourceId, UnitName, chain};
 use crate::spool::{Alert, CheckInState, Event as AlertEvent, Outgoing, OutgoingBody, ReimageCall, Spool, SpoolError};
 use crate::watch::Interest;
 
@@ -367,6 +367,9 @@ impl Worker {
             self.arm_guard(permit, &in_force, report);
             if report.full {
                 self.declare_files(&in_force);
+            }
+            // It is an upgrade that lays something beside a file.
+            if report.full || report.resources.iter().any(|one| one.resource.kind == Kind::Package) {
                 self.look_beside(&in_force);
             }
         }

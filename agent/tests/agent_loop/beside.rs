@@ -1,5 +1,8 @@
 //! What a package manager laid beside declared files, as the whole agent and an operator's commands tell of it.
 
+use std::time::Duration;
+
+use crate::policies::Policies;
 use crate::support::{Host, write};
 
 #[test]
@@ -39,4 +42,20 @@ fn the_packages_version_of_a_declared_file_is_told_where_an_operator_looks() {
     std::fs::remove_file(agent.at("/etc/app/app.conf.dpkg-dist")).unwrap();
     agent.look();
     agent.wait("it to be forgotten", |status| status.beside.len() == 1);
+}
+
+#[test]
+fn an_upgrade_is_not_told_only_after_the_next_full_scan() {
+    let mut host = Host::new();
+    host.settings.health.retry_first = Duration::from_millis(20);
+    host.settings.health.retry_max = Duration::from_millis(100);
+    std::fs::create_dir_all(host.at("/etc")).unwrap();
+    let policies = Policies::of(&mut host);
+    // No package can be told of here, so it is looked at again and again: as it is while packages change.
+    policies.commit("ada", "[policy]\nname = \"acme\"\n[package.app]\n[file.\"/etc/a\"]\ncontent = \"a\\n\"\n");
+    let agent = host.start();
+    let verified = agent.wait("everything to be looked at", |status| status.verified.is_some()).verified;
+    write(&agent.at("/etc/a.dpkg-dist"), "the package's\n");
+    let status = agent.wait("it to be told", |status| !status.beside.is_empty());
+    assert_eq!(status.verified, verified, "there was no other full scan");
 }
