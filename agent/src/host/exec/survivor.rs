@@ -162,7 +162,7 @@ mod tests {
         let thread = std::thread::spawn({
             let name = name.clone();
             // Ends when its parent here says so, which is when the other has been seen.
-            move || run_direct(&marked(&name, "sleep 600")).map(|output| output.status)
+            move || run_direct(&marked(&name, "exec sleep 600")).map(|output| output.status)
         });
         let started = Instant::now();
         let pid = loop {
@@ -178,6 +178,38 @@ mod tests {
         let waited = wait(&name, uid, Duration::from_secs(20));
         assert!(matches!(waited, Waited::Ended | Waited::NoneRan), "{waited:?}");
         thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn everything_of_one_name_is_killed_whatever_session_it_made() {
+        let name = format!("test-kill-{}", std::process::id());
+        let others = format!("test-spared-{}", std::process::id());
+        let start = |name: &str| {
+            let command =
+                marked(name, "setsid sh -c 'trap \"\" TERM; while :; do sleep 600; done' & setsid sleep 600 & wait");
+            std::thread::spawn(move || run_direct(&command).map(|output| output.status))
+        };
+        let threads = [start(&name), start(&others)];
+        let count = |name: &str| {
+            let mark = format!("{MARK}={name}");
+            let alive = |entry: &std::fs::DirEntry| {
+                has_mark(&entry.path(), mark.as_bytes()) && session(&entry.path()).is_some()
+            };
+            std::fs::read_dir("/proc").unwrap().flatten().filter(alive).count()
+        };
+        let started = Instant::now();
+        // The shell, the one in it, and what each of them waits for.
+        while count(&name) < 4 || count(&others) < 4 {
+            assert!(started.elapsed() < Duration::from_secs(20), "{} {}", count(&name), count(&others));
+            std::thread::yield_now();
+        }
+        kill_all(&name);
+        assert_eq!((count(&name), count(&others)), (0, 4));
+        kill_all(&others);
+        assert_eq!(count(&others), 0);
+        for thread in threads {
+            assert_eq!(thread.join().unwrap().unwrap(), "signal 9");
+        }
     }
 
     #[test]
