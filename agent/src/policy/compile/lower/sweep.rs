@@ -89,7 +89,7 @@ impl Reader<'_, '_> {
 
     fn matches(&mut self, mend: Mend) -> Result<(Traits, Vec<String>), Reported> {
         let place = self.place_of("match");
-        let Some(fields) = self.fields.nested("match") else {
+        let Some(fields) = self.fields.table("match").map(|(table, _)| table) else {
             if !self.fields.is_damaged {
                 let title = format!("`{}` does not say what it looks for", self.id);
                 self.refuse(
