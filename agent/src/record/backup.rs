@@ -25,6 +25,8 @@ pub(super) struct BackupStore {
     /// Bytes in the store; counted when first needed.
     total: Option<u64>,
     n_written: u64,
+    /// Whether a name may be there that a power cut would take away again: one of a process before, or after a failed sync.
+    is_unsynced: bool,
 }
 
 impl BackupStore {
@@ -38,7 +40,13 @@ impl BackupStore {
                 fs::remove_file(entry.path()).map_err(at("remove", &entry.path()))?;
             }
         }
-        Ok(Self { directory: directory.to_path_buf(), capacity: CAPACITY, total: None, n_written: 0 })
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            capacity: CAPACITY,
+            total: None,
+            n_written: 0,
+            is_unsynced: true,
+        })
     }
 
     /// The attic beside the store.
@@ -49,7 +57,13 @@ impl BackupStore {
     /// Another handle of an open store. Each counts for itself how full it is, so together they may keep twice as much for a
     /// while.
     pub(super) fn open_beside(directory: &Path) -> Self {
-        Self { directory: directory.to_path_buf(), capacity: CAPACITY, total: None, n_written: 1 << 32 }
+        Self {
+            directory: directory.to_path_buf(),
+            capacity: CAPACITY,
+            total: None,
+            n_written: 1 << 32,
+            is_unsynced: true,
+        }
     }
 
     #[cfg(test)]
@@ -67,6 +81,9 @@ impl BackupStore {
             // Only the order of dropping depends on this.
             if let Err(e) = File::open(&path).and_then(|file| file.set_times(times)) {
                 tracing::debug!(path = %path.display(), error = %e, "could not mark a backup as the newest");
+            }
+            if self.is_unsynced {
+                self.sync().map_err(at("sync", &self.directory))?;
             }
             return Ok(name);
         }
@@ -96,7 +113,14 @@ impl BackupStore {
             }
         }
         result?;
-        File::open(&self.directory)?.sync_all()
+        self.is_unsynced = true;
+        self.sync()
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()?;
+        self.is_unsynced = false;
+        Ok(())
     }
 
     /// Drops the oldest until at most `limit` bytes are left.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{RecordError, database};
+use super::{LOST, RecordError, database};
 
 /// Written to `user_version`. An older database is brought up to it by [`MIGRATIONS`]; one of a later rekindle is set aside.
 const VERSION: i64 = 2;
@@ -132,17 +132,16 @@ fn replace(path: &Path) -> Result<(Connection, Option<PathBuf>), RecordError> {
 /// Opens and checks the database, making it when it is missing. `None` when its content is not sound or not ours.
 fn open(path: &Path) -> Result<Option<Connection>, RecordError> {
     let file_error = |operation, source| RecordError::File { operation, path: path.to_path_buf(), source };
-    // The mode is set before SQLite writes anything; its side files take over the mode of the main one.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|e| file_error("open", e))?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(|e| file_error("set the mode of", e))?;
-    drop(file);
+    // The mode is set before SQLite writes anything; its side files take over the mode of the main one. A file that is there is
+    // not opened for it: to close it again would give up all locks that this process has on the database.
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made.map(drop) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(file_error("open", e)),
+    }
+    let for_root = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(path, for_root).map_err(|e| file_error("set the mode of", e))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(database("open"))?;
     configure(&connection).map_err(database("set the mode"))?;
@@ -151,7 +150,7 @@ fn open(path: &Path) -> Result<Option<Connection>, RecordError> {
     if sound != "ok" {
         return Ok(None);
     }
-    Ok(make_tables(&connection)?.then_some(connection))
+    Ok(make_tables(&connection, || was_lost(path))?.then_some(connection))
 }
 
 fn configure(connection: &Connection) -> Result<(), rusqlite::Error> {
@@ -170,8 +169,9 @@ pub(super) fn version(connection: &Connection) -> Result<i64, RecordError> {
 }
 
 /// Makes the tables of an empty database, or brings those of an older version up to this one, with what is in them. `false` when
-/// there are tables that no version up to this one made.
-fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
+/// there are tables that no version up to this one made. In the place of one that `was_lost` an empty one says so: what it does not
+/// know may have been known before.
+fn make_tables(connection: &Connection, was_lost: impl FnOnce() -> bool) -> Result<bool, RecordError> {
     let mut version = version(connection)?;
     if version != 0 {
         while let Some((_, change)) = MIGRATIONS.iter().find(|(from, _)| *from == version) {
@@ -187,8 +187,9 @@ fn make_tables(connection: &Connection) -> Result<bool, RecordError> {
         connection.execute_batch(BESIDE).map_err(database("make the tables"))?;
         return Ok(true);
     }
+    let lost = if was_lost() { format!("INSERT INTO value VALUES ('{LOST}', '[]');") } else { String::new() };
     connection
-        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {BESIDE} PRAGMA user_version = {VERSION}; COMMIT;"))
+        .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {BESIDE} {lost} PRAGMA user_version = {VERSION}; COMMIT;"))
         .map_err(database("make the tables"))?;
     Ok(true)
 }
@@ -203,6 +204,22 @@ fn is_corrupt(error: &RecordError) -> bool {
     }
 }
 
+/// What the name of a database that was set aside has after its own.
+const ASIDE: &str = ".corrupt-";
+
+/// Whether a database was set aside here. Where that cannot be told, one may have been.
+fn was_lost(path: &Path) -> bool {
+    let is_aside = |name: &std::ffi::OsStr| {
+        let own = path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
+        let rest = own.and_then(|own| name.as_encoded_bytes().strip_prefix(own));
+        rest.is_some_and(|rest| rest.starts_with(ASIDE.as_bytes()))
+    };
+    match path.parent().map(std::fs::read_dir) {
+        Some(Ok(mut entries)) => entries.any(|entry| entry.map_or(true, |entry| is_aside(&entry.file_name()))),
+        Some(Err(_)) | None => true,
+    }
+}
+
 /// Renames the database and its side files. A side file left behind would be replayed into the new database.
 fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
     let suffixed = |suffix: &str| {
@@ -210,7 +227,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    let stamp = format!(".corrupt-{}", Timestamp::now().as_microsecond());
+    let stamp = format!("{ASIDE}{}", Timestamp::now().as_microsecond());
     let aside = suffixed(&stamp);
     let rename = |from: PathBuf, to: PathBuf| match std::fs::rename(&from, to) {
         Ok(()) => Ok(()),
@@ -235,6 +252,6 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection, RecordError> {
 /// Opens a new database in memory.
 pub(super) fn open_in_memory() -> Result<Connection, RecordError> {
     let connection = Connection::open_in_memory().map_err(database("open"))?;
-    make_tables(&connection)?;
+    make_tables(&connection, || false)?;
     Ok(connection)
 }

@@ -111,6 +111,10 @@ fn database(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> RecordEr
     move |source| RecordError::Database { operation, source }
 }
 
+/// The name of a value that is there as long as something may have been forgotten because the database was lost. It begins as an
+/// empty list.
+pub const LOST: &str = "lost";
+
 /// The name of the database in the state directory.
 const DATABASE: &str = "state.db";
 
@@ -149,6 +153,16 @@ impl Record {
     pub fn open_read_only(state: &Path) -> Result<Self, RecordError> {
         let connection = database::open_read_only(&state.join(DATABASE))?;
         Ok(Self::new(connection))
+    }
+
+    /// The same; `None` where nothing was ever recorded.
+    pub fn open_if_any(state: &Path) -> Result<Option<Self>, RecordError> {
+        let path = state.join(DATABASE);
+        match rustix::fs::access(&path, rustix::fs::Access::READ_OK) {
+            Ok(()) => Self::open_read_only(state).map(Some),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(errno) => Err(RecordError::File { operation: "read", path, source: errno.into() }),
+        }
     }
 
     /// A record that lives in memory alone: for an agent whose disk refuses to keep one, and for images being baked.

@@ -118,6 +118,29 @@ fn a_corrupt_database_is_set_aside_and_replaced() {
     });
 }
 
+/// Whether a lock keeps other processes from thinking that they are alone with the database.
+fn is_locked(database: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let inode = format!(":{} ", std::fs::metadata(database).unwrap().ino());
+    std::fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains(&inode))
+}
+
+/// Whoever closes any descriptor of a file gives up all locks that the process has on it. Without them a command that writes and
+/// ends takes the journal away under the agent.
+#[test]
+fn opening_it_once_more_leaves_the_locks_of_the_first() {
+    let state = tempfile::tempdir().unwrap();
+    let first = open(state.path());
+    let locks = || std::fs::read_to_string("/proc/locks").unwrap();
+    assert!(is_locked(&state.path().join("state.db")), "{}", locks());
+    let beside = Record::open_beside(state.path()).unwrap();
+    assert!(Record::open_if_any(state.path()).unwrap().is_some());
+    assert!(Record::open_if_any(&state.path().join("none")).unwrap().is_none());
+    assert!(is_locked(&state.path().join("state.db")));
+    drop((first, beside));
+    assert!(!is_locked(&state.path().join("state.db")), "nobody has it any more");
+}
+
 #[test]
 fn files_are_for_the_agent_alone() {
     use std::os::unix::fs::PermissionsExt;
