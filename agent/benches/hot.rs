@@ -11,7 +11,9 @@ use std::sync::mpsc;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use rekindle::config::Mode as AgentMode;
-use rekindle::converge::{Cause, Plan, Request, Scope, claim_from_nobody, hold_nothing, nobody_seen, observe_and_plan};
+use rekindle::converge::{
+    Cause, Memory, Plan, Request, Scope, claim_from_nobody, hold_nothing, nobody_seen, observe_and_plan,
+};
 use rekindle::host::Host;
 use rekindle::host::verify::{Entry, Verifier};
 use rekindle::policy::compile::{Inputs, compile};
@@ -83,7 +85,7 @@ fn plan(host: &Host, desired: &DesiredState) -> Plan {
     let (scope, cause, mode) = (Scope::Everything, Cause::Drift, AgentMode::Enforce);
     observe_and_plan(
         host,
-        None,
+        Memory::Nothing,
         &Request { desired, scope, cause, mode, hold: &hold_nothing, claim: &claim_from_nobody, seen: &nobody_seen },
     )
 }

@@ -93,7 +93,7 @@ impl Worker {
         if Stood::look(root, &path).as_ref() == Some(&wanted) {
             return;
         }
-        if let Err(error) = wanted.put_back(root, &path, |_| Some(text.into_bytes())) {
+        if let Err(error) = wanted.put_back(root, &path, |_| Ok(Some(text.into_bytes()))) {
             self.warn(format!("cannot show at login that repair is paused: {}", chain(&error)));
         }
     }

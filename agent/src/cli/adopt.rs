@@ -19,7 +19,7 @@ use crate::policy::edit::{self, New, Origin};
 use crate::record::{self, HistoryEntry, Record};
 use crate::resource::place::Ownership;
 use crate::resource::{
-    ChangeDetail, Desired, Ensure, Kind, Names, Resource, ResourceId, Snapshot, Stood, digest, user,
+    Change, ChangeDetail, Desired, Ensure, Kind, Names, Resource, ResourceId, Snapshot, Stood, digest, user,
 };
 
 /// Arguments of `rekindle adopt`.
@@ -86,6 +86,12 @@ fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: 
     let id = &entry.resource;
     let by_path = matches!(resource.desired, Desired::File(_) | Desired::Directory(_) | Desired::Symlink(_));
     let acted = matches!(entry.outcome.as_str(), "changed" | "interrupted" | "undone");
+    if entry.changes.iter().any(Change::is_concealed) {
+        return Err(refuse(format!(
+            "what was found in {id} is, or may be, a secret: it belongs into no policy in clear\n\
+             hint: encrypt the new value yourself"
+        )));
+    }
     if by_path && acted {
         let place = record.places(entry.id)?.into_iter().next();
         let stood = place.map(|place| match entry.outcome.as_str() {
@@ -112,7 +118,10 @@ fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: 
         let path = crate::resource::AbsPath::new(&id.name)?;
         let stood = Stood::look(&root, &path)
             .ok_or_else(|| CliError::new(exit::UNKNOWN, anyhow::anyhow!("cannot look at `{path}`")))?;
-        let content = root.read(&path, crate::resource::place::MAX_CONTENT).ok().flatten().map(|(content, _)| content);
+        let content = root
+            .read(&path, crate::resource::place::MAX_CONTENT)
+            .map_err(|error| CliError::new(exit::UNKNOWN, anyhow::anyhow!("cannot read `{path}`: {error}")))?
+            .map(|(content, _)| content);
         return Ok(Wanted::Path(stood, content));
     }
     let values = entry

@@ -18,7 +18,7 @@ use crate::agent::revisions::{self, Revisions};
 use crate::agent::secrets;
 use crate::agent::trial::{self, Known};
 use crate::config::{self, Paths, Settings};
-use crate::converge::{self, Cause, Outcome as ResourceOutcome, RunReport, Scope, confirm};
+use crate::converge::{self, Cause, Memory, Outcome as ResourceOutcome, RunReport, Scope, confirm};
 use crate::host::programs::Programs;
 use crate::host::{self, Host};
 use crate::policy::compile::{Compiled, Inputs, expiring_keys};
@@ -26,7 +26,7 @@ use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
-use crate::record::{Record, RunLock};
+use crate::record::{Opened, Record, RecordError, RunLock};
 use crate::resource::{ResourceId, chain};
 use crate::spool::{CourierState, Spool};
 
@@ -239,14 +239,19 @@ pub(super) fn held_in(settings: &Settings, directory: &Path, out: &mut Out) -> R
 }
 
 fn revision_in_force(paths: &Paths) -> Result<Revision, CliError> {
-    let record = Record::open_read_only(&paths.state)?;
-    let revisions: Revisions = record.load("revisions")?.unwrap_or_default();
-    revisions.in_force.ok_or_else(|| {
+    revision_if_any(paths)?.ok_or_else(|| {
         anyhow::anyhow!(
             "no policy is in force on this host yet\nhint: name one with --policy DIR, or set `[policy] url` in agent.toml"
         )
         .into()
     })
+}
+
+/// The revision in force; `None` where none ever was.
+fn revision_if_any(paths: &Paths) -> Result<Option<Revision>, RecordError> {
+    let Some(record) = Record::open_if_any(&paths.state)? else { return Ok(None) };
+    let revisions: Option<Revisions> = record.load("revisions")?;
+    Ok(revisions.and_then(|revisions| revisions.in_force))
 }
 
 fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError> {
@@ -287,18 +292,34 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
         claim: &converge::claim_from_nobody,
         seen: &converge::nobody_seen,
     };
-    // What is remembered of this host, where secrets stand among it. Who may not read it sees a plan without.
-    let record = Record::open_read_only(&prepared.settings.paths.state).ok();
-    let plan = converge::observe_and_plan(&prepared.host, record.as_ref(), &request);
+    // What is remembered of this host, where secrets stand among it.
+    let record = Record::open_if_any(&prepared.settings.paths.state);
+    let memory = match &record {
+        Ok(None) => Memory::Nothing,
+        Ok(Some(record)) => Memory::Record(record),
+        Err(error) => Memory::Unreadable(error),
+    };
+    let plan = converge::observe_and_plan(&prepared.host, memory, &request);
     let left_out = left_out(prepared);
     if out.is_json() {
         let mut value = plan.to_json();
         if let Some(object) = value.as_object_mut() {
-            object.insert("left_out".to_owned(), serde_json::to_value(&left_out)?);
+            let (known, unknown) = match &left_out {
+                Ok(left_out) => (left_out.as_slice(), None),
+                Err(why) => (&[][..], Some(why)),
+            };
+            object.insert("left_out".to_owned(), serde_json::to_value(known)?);
+            if let Some(why) = unknown {
+                object.insert("left_out_unknown".to_owned(), json!(why));
+            }
         }
         out.value(&value)?;
     } else {
-        for id in &left_out {
+        if let Err(why) = &left_out {
+            out.line(format_args!("{WARN}unknown{WARN:#} what the policy in force declares and this one does not"))?;
+            out.line(format_args!("    {}", converge::plan::visible(why)))?;
+        }
+        for id in left_out.iter().flatten() {
             let becomes = match prepared.state.orphans() {
                 Orphans::Report => "stays as it is",
                 Orphans::Remove => "returns to what was there before, once this revision has converged",
@@ -318,16 +339,21 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
     })
 }
 
-/// What the policy in force declares and another one does not. None where there is none in force to compare with.
-fn left_out(prepared: &Prepared) -> Vec<ResourceId> {
+/// What the policy in force declares and another one does not, or why that cannot be told. Nothing where none is in force.
+fn left_out(prepared: &Prepared) -> Result<Vec<ResourceId>, String> {
+    let revision = match revision_if_any(&prepared.settings.paths) {
+        Ok(Some(revision)) if revision != *prepared.state.revision() => revision,
+        Ok(_) => return Ok(Vec::new()),
+        Err(error) => return Err(chain(&error)),
+    };
     let host = &prepared.host;
     let facts = host::facts::gather(&host.root);
     let view = host::facts::view(host);
     let secrets = secrets::load(&prepared.settings);
     let inputs = Inputs { facts: &facts, roles: &prepared.settings.roles, host: view.as_ref(), secrets: &secrets };
-    let Ok(in_force) = in_force(&prepared.settings.paths, &inputs) else { return Vec::new() };
-    let ids = in_force.resources().iter().map(|resource| &resource.id);
-    ids.filter(|id| prepared.state.get(id).is_none()).cloned().collect()
+    let in_force = revisions::look_up(&prepared.settings.paths, &revision, &inputs)?;
+    let ids = in_force.state.resources().iter().map(|resource| &resource.id);
+    Ok(ids.filter(|id| prepared.state.get(id).is_none()).cloned().collect())
 }
 
 /// Converges once.
@@ -337,7 +363,14 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
         return show_plan(&prepared, out);
     }
     let paths = &prepared.settings.paths;
-    let mut record = Record::open(&paths.state)?.record;
+    let Opened { mut record, set_aside } = Record::open(&paths.state)?;
+    if let Some(aside) = set_aside {
+        drop(writeln!(
+            anstream::stderr(),
+            "warning: the state database was damaged: set aside as `{}`, a new one was made",
+            aside.display()
+        ));
+    }
     let _lock = RunLock::acquire(&paths.runtime, "apply", Duration::from_secs(10))
         .map_err(|held| CliError::refused(chain(&held)))?;
     let now = Timestamp::now();

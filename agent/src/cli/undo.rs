@@ -197,6 +197,8 @@ fn put_back(
     let shows_content = entry.changes.iter().any(|change| {
         change.attribute == "content" && matches!(change.detail, ChangeDetail::Text { .. } | ChangeDetail::Value { .. })
     });
+    let revision = revision_in_force(record)?;
+    // Without it the difference is told and not shown.
     let content_of = |stood: Option<&Stood>| -> Option<Vec<u8>> {
         record::kept(&settings.paths.state, stood?.content_name()?).ok().flatten()
     };
@@ -215,7 +217,9 @@ fn put_back(
         changes.extend(stood::changes(&after, &place.before, sides.0.as_deref(), sides.1.as_deref()));
         place
             .before
-            .put_back(root, &place.path, |name| record::kept(&settings.paths.state, name).ok().flatten())
+            .put_back(root, &place.path, |name| {
+                record::kept(&settings.paths.state, name).map_err(|error| chain(&error))
+            })
             .map_err(|error| CliError::new(exit::DRIFT, error))?;
         if Stood::look(root, &place.path).as_ref() != Some(&place.before) {
             return Err(CliError::new(
@@ -233,7 +237,6 @@ fn put_back(
         })
         .collect();
     let time = Timestamp::now();
-    let revision = revision_in_force(record);
     let run = RunInfo { id: None, started: time, revision, cause: Cause::Operator, full: false };
     let note = format!("undid #{}, by {}", entry.id, operator());
     let undone = Undone {
@@ -248,9 +251,9 @@ fn put_back(
     Ok((record.record_undone(&run, &undone)?, changes))
 }
 
-fn revision_in_force(record: &Record) -> Revision {
-    let revisions: Option<crate::agent::revisions::Revisions> = record.load("revisions").ok().flatten();
-    revisions.and_then(|revisions| revisions.in_force).unwrap_or_else(|| Revision::new("none"))
+fn revision_in_force(record: &Record) -> Result<Revision, CliError> {
+    let revisions: Option<crate::agent::revisions::Revisions> = record.load("revisions")?;
+    Ok(revisions.and_then(|revisions| revisions.in_force).unwrap_or_else(|| Revision::new("none")))
 }
 
 fn action(places: &[Place]) -> Action {

@@ -24,7 +24,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::lockout::Cleared;
-use super::secrets::SecretPaths;
+use super::secrets::{SecretPaths, Sight};
 use super::{Cause, Claimed, Context, Outcome, Request, ResourceReport, RunReport, Scope};
 use crate::actor::Actor;
 use crate::config::Mode;
@@ -79,7 +79,7 @@ struct Run<'a, 'c> {
 /// Converges once.
 pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport {
     exec::set_mask(request.desired.mask());
-    let secrets = SecretPaths::recall(Some(context.record));
+    let secrets = SecretPaths::recall(context.record);
     let clock = Instant::now();
     let started = Timestamp::now();
     let info = RunInfo {
@@ -114,7 +114,7 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
     }
     let interrupted = run.visit_all();
     run.remember_cleared();
-    run.settle_secrets();
+    run.settle_secrets(interrupted);
     let debts = run.pay_debts(interrupted);
     // What the changes owed has been paid: from now on a proof says something.
     if let Err(e) = run.context.record.open_windows(Timestamp::now()) {
@@ -252,11 +252,13 @@ impl<'a> Run<'a, '_> {
     }
 
     /// Remembers which of what was found, or put, in sync is secret.
-    fn settle_secrets(&mut self) {
+    fn settle_secrets(&mut self, interrupted: bool) {
         let desired = self.request.desired;
         let is_in_sync = |outcome: &Outcome| matches!(outcome, Outcome::Unchanged | Outcome::Changed { .. });
+        let all_in_sync = self.reports.iter().all(|report| is_in_sync(&report.outcome));
+        let sight = if self.info.full && !interrupted && all_in_sync { Sight::Whole } else { Sight::Partial };
         let in_sync = self.reports.iter().filter(|report| is_in_sync(&report.outcome));
-        self.secrets.settle(self.context.record, in_sync.filter_map(|report| desired.get(&report.resource)));
+        self.secrets.settle(self.context.record, in_sync.filter_map(|report| desired.get(&report.resource)), sight);
     }
 
     /// `None` for what is put off until everything else is done.
@@ -433,7 +435,9 @@ impl<'a> Run<'a, '_> {
             self.context.record.note_trouble(&e);
         }
         self.conclude(vec![(step, &outcome, after)], clock);
-        ResourceReport { overtaken, displaced: backup, who, ..report(resource, step, outcome) }
+        // A digest lets a guess be tested.
+        let displaced = backup.filter(|_| !self.secrets.may_be_at(resource));
+        ResourceReport { overtaken, displaced, who, ..report(resource, step, outcome) }
     }
 
     /// What has to prove this step, if anything. A repair needs no proof: what it restores was confirmed when it was new, and
@@ -489,11 +493,22 @@ impl<'a> Run<'a, '_> {
                 tracing::warn!(resource = %resource.id, "what is replaced is too long to keep a backup of");
                 Ok(None)
             }
-            Replaced::Content(_) if !self.context.record.keeps_backups() => Ok(None),
-            Replaced::Content(content) => self.context.record.keep(&content).map(Some).map_err(|e| {
-                let class = e.errno().map(|errno| format!(": errno {errno}")).unwrap_or_default();
-                (format!("cannot keep a backup of what is replaced: {}", chain(&e)), format!("back up{class}"))
-            }),
+            Replaced::Unread { path, source } => {
+                let class = source.raw_os_error().map(|errno| format!(": errno {errno}")).unwrap_or_default();
+                Err((format!("cannot read `{path}`, which is to be replaced: {source}"), format!("back up{class}")))
+            }
+            Replaced::Contents(_) if !self.context.record.keeps_backups() => Ok(None),
+            Replaced::Contents(contents) => {
+                let mut names = Vec::new();
+                for content in contents {
+                    names.push(self.context.record.keep(&content).map_err(|e| {
+                        let class = e.errno().map(|errno| format!(": errno {errno}")).unwrap_or_default();
+                        let error = format!("cannot keep a backup of what is replaced: {}", chain(&e));
+                        (error, format!("back up{class}"))
+                    })?);
+                }
+                Ok(names.into_iter().next())
+            }
         }
     }
 

@@ -67,7 +67,7 @@ pub fn put_back(
     why: &str,
 ) -> Result<(), String> {
     let places = record.places(confirmation.step).map_err(|error| chain(&error))?;
-    let secrets = SecretPaths::recall(Some(record));
+    let secrets = SecretPaths::recall(record);
     let mut done = Vec::new();
     let mut changes: Vec<Change> = Vec::new();
     let mut backup = None;
@@ -81,11 +81,14 @@ pub fn put_back(
             continue;
         }
         if let Stood::File { .. } = &now
-            && let Ok(Some((content, _))) = host.root.read(path, crate::resource::place::MAX_CONTENT)
+            && let Some((content, _)) = host
+                .root
+                .read(path, crate::resource::place::MAX_CONTENT)
+                .map_err(|error| format!("cannot read `{path}` to keep it: {error}"))?
         {
             backup = Some(record.keep(&content).map_err(|error| chain(&error))?);
         }
-        let kept = |name: &str| record::kept(state, name).ok().flatten();
+        let kept = |name: &str| record::kept(state, name).map_err(|error| chain(&error));
         place.before.put_back(&host.root, path, kept).map_err(|error| chain(&error))?;
         changes.extend(stood::changes(&now, &place.before, None, None));
         done.push(Place { path: path.clone(), before: now, after: Some(place.before) });

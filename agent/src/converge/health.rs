@@ -520,7 +520,7 @@ impl Health {
                 if matches!(self.state, State::Unknown | State::Converged) {
                     self.enter(if self.damage.is_some() { State::Failing } else { State::Degraded }, now);
                 }
-                let Some(worst) = self.given_up(settings, now) else { return };
+                let Some(worst) = self.given_up(settings, now, |_| true) else { return };
                 match last_good {
                     // No other revision makes room on a disk, or a file system writable.
                     Some(good) if *good != report.revision && !self.is_host_fault(&worst) => {
@@ -574,14 +574,20 @@ impl Health {
         effects.push(Effect::RollBack { bad, because });
     }
 
-    /// The resource for which both limits have passed, if there is one, first such as the policy may be to blame for. What fails
-    /// for the same cause after the agent was started
-    /// anew is given up after as many attempts without waiting: neither time nor a restart has helped.
-    fn given_up(&self, settings: &HealthSettings, now: Timestamp) -> Option<ResourceId> {
+    /// The resource for which both limits have passed, if there is one among those that count, first such as the policy may be to
+    /// blame for. What fails for the same cause after the agent was started anew is given up after as many attempts without
+    /// waiting: neither time nor a restart has helped.
+    fn given_up(
+        &self,
+        settings: &HealthSettings,
+        now: Timestamp,
+        counts: impl Fn(&Failure) -> bool,
+    ) -> Option<ResourceId> {
         self.failing
             .iter()
             .filter(|(_, failure)| {
-                !failure.indeterminate
+                counts(failure)
+                    && !failure.indeterminate
                     && failure.contested_at.is_none()
                     && failure.attempts >= settings.give_up_attempts
                     && (failure.outlived_restart || later(failure.since, settings.give_up_after) <= now)
@@ -592,9 +598,7 @@ impl Health {
 
     /// The same, but for what a rebuilt host would refuse as well: to lock everybody out.
     fn given_up_for_good(&self, settings: &HealthSettings, now: Timestamp) -> Option<ResourceId> {
-        let mut others = self.clone();
-        others.failing.retain(|_, failure| failure.signature != lockout::SIGNATURE);
-        others.given_up(settings, now)
+        self.given_up(settings, now, |failure| failure.signature != lockout::SIGNATURE)
     }
 
     fn is_host_fault(&self, resource: &ResourceId) -> bool {

@@ -18,8 +18,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Cause;
 use super::access::{self, Access, Files, Scene};
+use super::{Cause, Memory};
 use crate::host::Host;
 use crate::host::accounts::{AccountDb, GroupEntry, shadow};
 use crate::host::exec::view::{Becomes, Candidate};
@@ -98,11 +98,10 @@ fn stops_ssh(service: &service::Desired) -> bool {
 }
 
 /// Whether another unit lets people in by ssh now: a socket in place of the service, or the other way round.
-fn is_served_otherwise(host: &Host, service: &service::Desired) -> bool {
-    let others = SSH_UNITS.into_iter().filter(|unit| *unit != service.unit.as_str());
-    others
-        .filter_map(|unit| UnitName::new(unit).ok())
-        .any(|unit| host.units.status(&unit).is_ok_and(|status| status.active_state == "active"))
+fn is_served_otherwise(host: &Host, snapshot: &mut Snapshot, so_far: &After, service: &service::Desired) -> bool {
+    let is_other = |unit: &&str| *unit != service.unit.as_str() && !so_far.stopped.contains(*unit);
+    let others = SSH_UNITS.into_iter().filter(is_other);
+    others.filter_map(|unit| UnitName::new(unit).ok()).any(|unit| snapshot.is_active(host, &unit))
 }
 
 /// Whether those whom a file is to let in could not use it: sshd and sudo refuse what others may write to, and sshd reads a key as the
@@ -126,16 +125,21 @@ pub(super) struct Cleared {
 impl Cleared {
     const KEY: &str = "cleared";
 
-    /// What is remembered. What cannot be read counts as nothing: it is looked at again.
-    pub(super) fn recall(record: Option<&Record>) -> Self {
-        let loaded = record.map(|record| record.load(Self::KEY)).transpose();
-        loaded
-            .unwrap_or_else(|error| {
-                tracing::debug!(error = %chain(&error), "cannot read what was accepted");
-                None
-            })
-            .flatten()
-            .unwrap_or_default()
+    /// What is remembered of a host.
+    pub(super) fn of(memory: Memory<'_>) -> Self {
+        match memory {
+            Memory::Record(record) => Self::recall(record),
+            Memory::Nothing | Memory::Unreadable(_) => Self::default(),
+        }
+    }
+
+    /// What a record remembers. What cannot be read counts as nothing: it is looked at again.
+    pub(super) fn recall(record: &Record) -> Self {
+        let loaded = record.load(Self::KEY).unwrap_or_else(|error| {
+            tracing::debug!(error = %chain(&error), "cannot read what was accepted");
+            None
+        });
+        loaded.unwrap_or_default()
     }
 
     /// Remembers what a run found, or put, in sync.
@@ -145,7 +149,7 @@ impl Cleared {
         if relevant.peek().is_none() {
             return;
         }
-        let mut cleared = Self::recall(Some(record));
+        let mut cleared = Self::recall(record);
         let before = cleared.clone();
         if cleared.revision.as_ref() != Some(revision) {
             cleared = Self { revision: Some(revision.clone()), resources: BTreeSet::new() };
@@ -173,6 +177,8 @@ pub(super) struct After {
     accounts: Option<AccountDb>,
     /// `None` for a file that would be gone.
     files: BTreeMap<String, Option<String>>,
+    /// Units of ssh that others serve in place of.
+    stopped: BTreeSet<String>,
 }
 
 /// Why a step is to be refused, if it would close the last way in that is known. Compares the host after what was decided so far
@@ -192,8 +198,9 @@ pub(super) fn refuses(
     };
     let base = HostFiles::new(host);
     if let Desired::Service(service) = &resource.desired
-        && is_served_otherwise(host, service)
+        && is_served_otherwise(host, snapshot, so_far, service)
     {
+        so_far.stopped.insert(service.unit.to_string());
         return None;
     }
     if only_adds(resource, sighting) {

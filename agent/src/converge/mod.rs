@@ -11,7 +11,7 @@ use crate::actor::Actor;
 use crate::config::Mode;
 use crate::host::{Host, exec};
 use crate::policy::DesiredState;
-use crate::record::Record;
+use crate::record::{Record, RecordError};
 use crate::resource::{self, ResourceId, Snapshot, Verdict, chain};
 
 mod access;
@@ -80,6 +80,17 @@ impl std::fmt::Debug for Request<'_> {
     }
 }
 
+/// What is remembered of a host, for whoever only plans.
+#[derive(Debug, Clone, Copy)]
+pub enum Memory<'a> {
+    /// Nothing was ever recorded.
+    Nothing,
+    /// What the record says.
+    Record(&'a Record),
+    /// Something, which cannot be read.
+    Unreadable(&'a RecordError),
+}
+
 /// Holds nothing.
 pub fn hold_nothing(_resource: &ResourceId) -> Option<String> {
     None
@@ -99,9 +110,9 @@ pub fn nobody_seen(_resource: &ResourceId) -> Option<Actor> {
 ///
 /// With [`Scope::Only`], what the named resources require is planned too where it is out of sync. Every resource is seen as
 /// it is now, so a file of a user that an earlier step will make is shown with the owner that it will get.
-pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<'_>) -> Plan {
+pub fn observe_and_plan(host: &Host, memory: Memory<'_>, request: &Request<'_>) -> Plan {
     exec::set_mask(request.desired.mask());
-    let secrets = secrets::SecretPaths::recall(record);
+    let secrets = secrets::SecretPaths::of(memory);
     let desired = request.desired;
     let mut snapshot = Snapshot::new();
     let targets = apply::targets(&request.scope);
@@ -113,7 +124,7 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
         selected
     });
     let mut findings = Vec::new();
-    let cleared = lockout::Cleared::recall(record);
+    let cleared = lockout::Cleared::of(memory);
     let mut after = lockout::After::default();
     let mut postponed = Vec::new();
     for resource in desired.resources() {
@@ -160,17 +171,15 @@ pub fn observe_and_plan(host: &Host, record: Option<&Record>, request: &Request<
             finding.held = why;
         }
     }
-    let debts = match record.map(Record::debts) {
-        None => Vec::new(),
-        Some(Ok(debts)) => debts,
-        Some(Err(e)) => {
-            tracing::warn!(error = %chain(&e), "the plan leaves out what is owed");
-            Vec::new()
-        }
+    let debts = match memory {
+        Memory::Nothing => Ok(Vec::new()),
+        Memory::Record(record) => record.debts().map_err(|error| chain(&error)),
+        Memory::Unreadable(error) => Err(chain(error)),
     };
     let looked_at = desired.resources().iter().filter(|r| targets.is_none_or(|targets| targets.contains(&r.id)));
     let beside = beside::look_at(&host.root, desired, looked_at);
-    Plan { beside, ..Plan::new(desired.revision().clone(), request.cause, findings, &debts) }
+    let concealed = secrets.doubt().map(str::to_owned);
+    Plan { beside, ..Plan::new(desired.revision().clone(), request.cause, findings, debts, concealed) }
 }
 
 /// Converges once: observe → plan → apply → verify for each resource, requirements first, then pay what is owed.

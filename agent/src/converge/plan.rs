@@ -32,6 +32,10 @@ pub struct Plan {
     pub owed: Vec<Owed>,
     /// What a package manager laid beside declared files. It is told, and is no drift.
     pub beside: Vec<Beside>,
+    /// Why it cannot be told what is owed already, if so.
+    pub owed_unknown: Option<String>,
+    /// Why no content is shown, if so: it cannot be told where secrets stand.
+    pub concealed: Option<String>,
 }
 
 /// One resource that is out of sync.
@@ -95,8 +99,16 @@ pub struct Finding<'a> {
 }
 
 impl Plan {
-    /// Makes a plan of findings, which are in order.
-    pub fn new(revision: Revision, cause: Cause, findings: Vec<Finding<'_>>, debts: &[Debt]) -> Self {
+    /// Makes a plan of findings, which are in order, and of what is owed, or why that cannot be told. `concealed` is why the findings
+    /// show no content, if so.
+    pub fn new(
+        revision: Revision,
+        cause: Cause,
+        findings: Vec<Finding<'_>>,
+        debts: Result<Vec<Debt>, String>,
+        concealed: Option<String>,
+    ) -> Self {
+        let (debts, owed_unknown) = debts.map_or_else(|why| (Vec::new(), Some(why)), |debts| (debts, None));
         let mut plan = Self {
             revision,
             cause,
@@ -105,6 +117,8 @@ impl Plan {
             unchanged: Vec::new(),
             owed: Vec::new(),
             beside: Vec::new(),
+            owed_unknown,
+            concealed,
         };
         for Finding { resource, verdict, held, validator, runs } in findings {
             let source = resource.source.clone();
@@ -145,7 +159,8 @@ impl Plan {
 
     /// Whether there is nothing to do, nothing owed and nothing that could not be told. What is waived is in order for now.
     pub fn is_empty(&self) -> bool {
-        self.drift().next().is_none() && self.indeterminate.is_empty() && self.owed.is_empty()
+        let nothing_owed = self.owed.is_empty() && self.owed_unknown.is_none();
+        self.drift().next().is_none() && self.indeterminate.is_empty() && nothing_owed
     }
 
     /// The plan for people, without colours. Control characters from the host are escaped.
@@ -199,6 +214,14 @@ impl Plan {
         }
         for beside in &self.beside {
             line(&mut text, format_args!("beside {}\n    {beside}", beside.resource));
+        }
+        if let Some(why) = &self.concealed {
+            line(&mut text, format_args!("no content is shown, because it cannot be told where secrets stand"));
+            line(&mut text, format_args!("    {}", visible(why)));
+        }
+        if let Some(why) = &self.owed_unknown {
+            line(&mut text, format_args!("unknown what is owed already"));
+            line(&mut text, format_args!("    {}", visible(why)));
         }
         let n_of = |is: &dyn Fn(&Step) -> bool| self.steps.iter().filter(|step| is(step)).count();
         let n_waived = n_of(&|step| step.action == Action::Waive);
@@ -267,6 +290,8 @@ impl Plan {
                 })
                 .collect(),
             beside: &self.beside,
+            owed_unknown: self.owed_unknown.as_deref(),
+            concealed: self.concealed.as_deref(),
         };
         serde_json::to_value(document).unwrap_or(serde_json::Value::Null)
     }
@@ -331,6 +356,10 @@ struct Document<'a> {
     owed: Vec<OwedDocument<'a>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     beside: &'a [Beside],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owed_unknown: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concealed: Option<&'a str>,
 }
 
 #[derive(Serialize)]

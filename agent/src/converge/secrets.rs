@@ -3,106 +3,172 @@
 //! What is declared tells which content is secret. That is not enough once it is declared otherwise: what a file held when its
 //! secret leaves the policy, or becomes content that everybody may see, is a secret still. So the paths are remembered, from before
 //! a secret is put there until something else was.
+//!
+//! - What cannot be read is not nothing: where it cannot be told whether a secret stands, no content is shown. It is backed up
+//!   all the same, because nothing must be lost, and the backup store is root's alone.
+//! - A memory that could not be read is never written over as if it had been empty: what is not known stays in doubt until it was
+//!   found as declared.
 
 use std::collections::BTreeSet;
 
-use crate::record::Record;
-use crate::resource::{AbsPath, Change, ChangeDetail, Drift, Resource, Verdict, chain};
+use super::Memory;
+use crate::record::{LOST, Record, RecordError};
+use crate::resource::{AbsPath, Concealed, Desired, Drift, Resource, Verdict, chain};
 
 /// The paths at which secrets stand. In the record under [`SecretPaths::KEY`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct SecretPaths(BTreeSet<String>);
+pub(super) struct SecretPaths {
+    known: BTreeSet<String>,
+    doubt: Option<Doubt>,
+}
+
+/// There may be secrets that nobody remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Doubt {
+    why: String,
+    /// The paths at which something else was found since. In the record under [`LOST`], as long as there is a doubt.
+    cleared: BTreeSet<String>,
+}
+
+/// Whether a run looked at everything that is declared, and found or put all of it in sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    Whole,
+    Partial,
+}
 
 impl SecretPaths {
     const KEY: &str = "secret_paths";
 
-    /// What is remembered.
-    pub(super) fn recall(record: Option<&Record>) -> Self {
-        let loaded = record.map(|record| record.load(Self::KEY)).transpose();
-        let paths = loaded.unwrap_or_else(|error| {
-            tracing::warn!(error = %chain(&error), "cannot read at which paths secrets stand");
-            None
-        });
-        Self(paths.flatten().unwrap_or_default())
+    /// What is remembered of a host.
+    pub(super) fn of(memory: Memory<'_>) -> Self {
+        match memory {
+            Memory::Nothing => Self::default(),
+            Memory::Record(record) => Self::recall(record),
+            Memory::Unreadable(error) => Self { doubt: Some(Doubt::new(error)), ..Self::default() },
+        }
     }
 
-    /// Whether a secret stands at a path.
+    /// What a record remembers.
+    pub(super) fn recall(record: &Record) -> Self {
+        let (known, lost) = (record.load(Self::KEY), record.load(LOST));
+        let doubt = match (&known, &lost) {
+            (Err(error), _) | (Ok(_), Err(error)) => Some(Doubt::new(error)),
+            (Ok(_), Ok(lost)) => lost.clone().map(|cleared| Doubt {
+                why: "the state database was lost, and not everything was found as declared since".to_owned(),
+                cleared,
+            }),
+        };
+        if let Some(Doubt { why, .. }) = &doubt {
+            tracing::warn!("it cannot be told at which paths secrets stand, so that no content is shown: {why}");
+        }
+        Self { known: known.ok().flatten().unwrap_or_default(), doubt }
+    }
+
+    /// Why it cannot be told where secrets stand, if so.
+    pub(super) fn doubt(&self) -> Option<&str> {
+        self.doubt.as_ref().map(|doubt| doubt.why.as_str())
+    }
+
+    /// Whether a secret is known to stand at a path.
     pub(super) fn contains(&self, path: &AbsPath) -> bool {
-        self.0.contains(&path.to_string())
+        self.known.contains(&path.to_string())
     }
 
-    /// Whether what a resource finds is secret although what it declares is not.
+    /// Whether a secret may stand at a path.
+    pub(super) fn may_contain(&self, path: &AbsPath) -> bool {
+        let path = path.to_string();
+        self.known.contains(&path) || self.doubt.as_ref().is_some_and(|doubt| !doubt.cleared.contains(&path))
+    }
+
+    /// Whether what a resource finds is known to be secret although what it declares is not.
     pub(super) fn is_at(&self, resource: &Resource) -> bool {
-        !self.0.is_empty()
-            && !resource.desired.is_secret()
-            && resource.watched().paths.iter().any(|path| self.contains(path))
+        !self.known.is_empty() && is_any_at(resource, |path| self.contains(path))
+    }
+
+    /// Whether what a resource finds may be secret although what it declares is not.
+    pub(super) fn may_be_at(&self, resource: &Resource) -> bool {
+        (!self.known.is_empty() || self.doubt.is_some()) && is_any_at(resource, |path| self.may_contain(path))
     }
 
     /// Takes what was found out of the words for a difference.
     pub(super) fn conceal(&self, resource: &Resource, verdict: &mut Verdict) {
         if let Verdict::Drift(Drift { changes, .. }) = verdict
-            && self.is_at(resource)
+            && self.may_be_at(resource)
         {
-            changes.iter_mut().for_each(conceal);
+            let what = if self.is_at(resource) { Concealed::Secret } else { Concealed::InDoubt };
+            changes.iter_mut().for_each(|change| change.conceal(what));
         }
     }
 
     /// Remembers, before it is put there, that a resource's content is secret.
     pub(super) fn add(&mut self, record: &mut Record, resource: &Resource) {
-        if !resource.desired.is_secret() {
-            return;
-        }
-        let before = self.0.len();
-        self.0.extend(resource.watched().paths.iter().map(ToString::to_string));
-        if self.0.len() != before {
-            self.save(record);
+        if resource.desired.is_secret() {
+            let before = self.clone();
+            self.known.extend(paths(resource));
+            self.save(record, &before);
         }
     }
 
     /// Remembers what a run found, or put, in sync: secrets that stood there before, and what has taken the place of one.
-    pub(super) fn settle<'r>(&mut self, record: &mut Record, in_sync: impl Iterator<Item = &'r Resource>) {
-        let before = self.0.clone();
+    pub(super) fn settle<'r>(
+        &mut self,
+        record: &mut Record,
+        in_sync: impl Iterator<Item = &'r Resource>,
+        sight: Sight,
+    ) {
+        let before = self.clone();
         for resource in in_sync {
             if resource.desired.is_secret() {
-                self.0.extend(resource.watched().paths.iter().map(ToString::to_string));
-            } else if !self.0.is_empty() {
-                for path in resource.watched().paths {
-                    self.0.remove(&path.to_string());
-                }
+                self.known.extend(paths(resource));
+                continue;
+            }
+            if !self.known.is_empty() {
+                self.known.retain(|known| !paths(resource).any(|path| path == *known));
+            }
+            if let Some(doubt) = &mut self.doubt {
+                doubt.cleared.extend(paths(resource));
             }
         }
-        if self.0 != before {
-            self.save(record);
+        if sight == Sight::Whole {
+            self.doubt = None;
         }
+        self.save(record, &before);
     }
 
-    fn save(&self, record: &mut Record) {
-        if let Err(error) = record.save(Self::KEY, &self.0) {
+    /// Writes down what is another than before. A doubt is written first and ended last, so that a kill leaves one too many.
+    fn save(&self, record: &mut Record, before: &Self) {
+        if self == before {
+            return;
+        }
+        let mut write = || -> Result<(), RecordError> {
+            if let Some(doubt) = &self.doubt {
+                record.save(LOST, &doubt.cleared)?;
+            }
+            record.save(Self::KEY, &self.known)?;
+            if self.doubt.is_none() && before.doubt.is_some() {
+                record.forget(LOST)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = write() {
             record.note_trouble(&error);
         }
     }
 }
 
-fn conceal(change: &mut Change) {
-    let secret = || "a secret".to_owned();
-    match &mut change.detail {
-        ChangeDetail::Text { .. } => {
-            change.detail = ChangeDetail::Opaque { from: Some(secret()), to: Some("not shown".to_owned()) };
-        }
-        ChangeDetail::Opaque { from, .. } => {
-            if let Some(from) = from {
-                *from = secret();
-            }
-        }
-        // Owner, group, mode and kind are nobody's secret; the values of a setting are.
-        ChangeDetail::Value { from, .. } => {
-            let is_plain = matches!(
-                change.attribute.as_str(),
-                "state" | "type" | "owner" | "group" | "mode" | "parent" | "acl" | "capabilities" | "flags" | "label"
-            );
-            if let Some(from) = from.as_mut().filter(|_| !is_plain) {
-                *from = secret();
-            }
-        }
+impl Doubt {
+    fn new(why: &RecordError) -> Self {
+        Self { why: chain(why), cleared: BTreeSet::new() }
     }
+}
+
+fn paths(resource: &Resource) -> impl Iterator<Item = String> {
+    resource.watched().paths.into_iter().map(|path| path.to_string())
+}
+
+fn is_any_at(resource: &Resource, is_at: impl Fn(&AbsPath) -> bool) -> bool {
+    // What a command creates is not looked into.
+    let looks_into = !matches!(resource.desired, Desired::Command(_));
+    looks_into && !resource.desired.is_secret() && resource.watched().paths.iter().any(is_at)
 }

@@ -12,6 +12,7 @@ mod mounts;
 mod paths;
 mod repositories;
 mod runs;
+mod secrets;
 mod settings;
 mod sysctls;
 mod traps;
@@ -98,7 +99,7 @@ impl World {
     }
 
     fn plan(&self, desired: &DesiredState) -> Plan {
-        observe_and_plan(&self.host, Some(&self.record), &everything(desired))
+        observe_and_plan(&self.host, Memory::Record(&self.record), &everything(desired))
     }
 
     /// Opens the record again, as the next process does after a kill.

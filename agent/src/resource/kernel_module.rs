@@ -101,7 +101,7 @@ impl Desired {
 pub struct Observed {
     /// `None` where no kernel runs.
     live: Option<Module>,
-    files: [own::Seen; 2],
+    files: Vec<own::Seen>,
 }
 
 /// Looks at the kernel and at our files.
@@ -114,10 +114,7 @@ pub fn observe(host: &Host, desired: &Desired) -> Observation<Observed> {
     } else {
         None
     };
-    Observation::Present(Observed {
-        live,
-        files: desired.files().each_ref().map(|file| own::observe(&host.root, file)),
-    })
+    Observation::Present(Observed { live, files: own::observe(&host.root, &desired.files()) })
 }
 
 /// Compares.
@@ -139,13 +136,11 @@ pub fn diff(desired: &Desired, observation: &Observation<Observed>) -> Verdict {
         (State::Loaded, Some(Module::Builtin | Module::Loaded { .. }) | None)
         | (State::Blocked, Some(Module::Unknown | Module::NotLoaded) | None) => {}
     }
-    for (file, seen) in desired.files().iter().zip(&observed.files) {
-        match own::changes(file, seen) {
-            Ok(of_file) => changes.extend(of_file),
-            Err(why) if changes.is_empty() => return Verdict::Indeterminate(why),
-            Err(_) => {}
-        }
+    let own::Differences { changes: of_files, unknown } = own::differences(&desired.files(), &observed.files);
+    if let Some(why) = unknown {
+        return Verdict::Indeterminate(why);
     }
+    changes.extend(of_files);
     if changes.is_empty() { Verdict::InSync } else { Verdict::Drift(Drift { action: Action::Update, changes }) }
 }
 
@@ -178,9 +173,7 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
             hint,
         });
     }
-    for (file, seen) in desired.files().iter().zip(&observed.files) {
-        own::apply(&host.root, file, seen)?;
-    }
+    own::apply(&host.root, &desired.files(), &observed.files)?;
     match (desired.state, &observed.live) {
         (State::Loaded, Some(Module::NotLoaded | Module::Unknown)) => host.kernel.load_module(name)?,
         (State::Blocked, Some(Module::Loaded { n_references: 0, .. })) => host.kernel.unload_module(name)?,
@@ -203,8 +196,8 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
 }
 
 /// The bytes that a step would overwrite.
-pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Option<&'o [u8]> {
-    desired.files().iter().zip(&observed.files).find_map(|(file, seen)| own::replaced(file, seen))
+pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Vec<&'o [u8]> {
+    own::replaced(&desired.files(), &observed.files)
 }
 
 /// Where drift of it shows.

@@ -2,6 +2,8 @@
 //!
 //! Nothing here decides anything; it only matches the kind of what is desired with the kind of what was seen.
 
+use std::io;
+
 use super::place::{self, Node};
 use super::{
     AbsPath, ApplyError, Desired, Ensure, Names, Observation, Resource, Snapshot, UnitName, Verdict, check, command,
@@ -249,14 +251,21 @@ pub fn purges<'a>(desired: &'a Desired, sighting: &Sighting) -> Option<&'a direc
 }
 
 /// Bytes that a step overwrites or removes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Replaced {
     /// Nothing is lost, or nothing that has bytes.
     Nothing,
-    /// This content.
-    Content(Vec<u8>),
+    /// These contents, at least one; the first is the one that people look for.
+    Contents(Vec<Vec<u8>>),
     /// A regular file longer than [`place::MAX_CONTENT`]: too long to keep.
     TooLong,
+    /// A regular file that cannot be read now.
+    Unread {
+        /// Where.
+        path: AbsPath,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// What a step would overwrite or remove. Reads the file when the observation did not.
@@ -277,26 +286,28 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         (Desired::Setting(d), Observed::Setting(Observation::Present(o))) => {
             // What cannot be edited is not touched.
             return match &o.node {
-                Node::File(content) if setting::replacement(d, content).is_some() => Replaced::Content(content.clone()),
+                Node::File(content) if setting::replacement(d, content).is_some() => {
+                    Replaced::Contents(vec![content.clone()])
+                }
                 Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special => Replaced::Nothing,
             };
         }
         (Desired::Sysctl(d), Observed::Sysctl(observation)) => {
-            return own_file(observation, |o| sysctl::replaced(d, o));
+            return own_files(observation, |o| sysctl::replaced(d, o));
         }
         (Desired::KernelModule(d), Observed::KernelModule(observation)) => {
-            return own_file(observation, |o| kernel_module::replaced(d, o));
+            return own_files(observation, |o| kernel_module::replaced(d, o));
         }
         (Desired::Repository(d), Observed::Repository(observation)) => {
-            return own_file(observation, |o| repository::replaced(d, o));
+            return own_files(observation, |o| repository::replaced(d, o));
         }
         (Desired::Mount(d), Observed::Mount(observation)) => {
-            return own_file(observation, |o| mount::replaced(d, o));
+            return own_files(observation, |o| mount::replaced(d, o).into_iter().collect());
         }
         (Desired::User(_), Observed::User(observation)) => {
             return match observation.as_ref() {
                 Observation::Present(o) => {
-                    user::overwritten_keys(o).map_or(Replaced::Nothing, |content| Replaced::Content(content.to_vec()))
+                    user::overwritten_keys(o).map_or(Replaced::Nothing, |keys| Replaced::Contents(vec![keys.to_vec()]))
                 }
                 Observation::Absent | Observation::Unknown(_) => Replaced::Nothing,
             };
@@ -309,22 +320,29 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
     }
     match &observation.node {
         Node::File(_) if keeps_same_content => Replaced::Nothing,
-        Node::File(content) => Replaced::Content(content.clone()),
-        Node::Symlink(target) => Replaced::Content(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()).to_vec()),
+        Node::File(content) => Replaced::Contents(vec![content.clone()]),
+        Node::Symlink(target) => {
+            Replaced::Contents(vec![std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()).to_vec()])
+        }
         Node::Directory | Node::Special => Replaced::Nothing,
         Node::Unread => match root.read(path, place::MAX_CONTENT) {
-            Ok(Some((content, _))) => Replaced::Content(content),
+            Ok(Some((content, _))) => Replaced::Contents(vec![content]),
             Ok(None) => Replaced::Nothing,
-            Err(_) => Replaced::TooLong,
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Replaced::TooLong,
+            Err(source) => Replaced::Unread { path: path.clone(), source },
         },
     }
 }
 
-/// What a step overwrites of the agent's own, or of another file that the resource found for itself.
-fn own_file<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Option<&'o [u8]>) -> Replaced {
-    match observation {
-        Observation::Present(o) => replaced(o).map_or(Replaced::Nothing, |content| Replaced::Content(content.to_vec())),
-        Observation::Absent | Observation::Unknown(_) => Replaced::Nothing,
+/// What a step overwrites of the agent's own files, or of another that the resource found for itself.
+fn own_files<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Vec<&'o [u8]>) -> Replaced {
+    let contents = match observation {
+        Observation::Present(o) => replaced(o),
+        Observation::Absent | Observation::Unknown(_) => Vec::new(),
+    };
+    match contents.as_slice() {
+        [] => Replaced::Nothing,
+        contents => Replaced::Contents(contents.iter().map(|content| content.to_vec()).collect()),
     }
 }
 
@@ -372,7 +390,7 @@ impl Desired {
     /// Files that the resource writes although its name is not their path.
     pub fn own_files(&self) -> Vec<AbsPath> {
         match self {
-            Self::Sysctl(d) => vec![d.file().path],
+            Self::Sysctl(d) => d.files().map(|file| file.path).into(),
             Self::KernelModule(d) => d.files().map(|file| file.path).into(),
             Self::Repository(d) => repository::paths(d),
             Self::File(_)

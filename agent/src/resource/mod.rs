@@ -287,6 +287,70 @@ impl Change {
     pub fn value(attribute: &str, from: Option<String>, to: Option<String>) -> Self {
         Self { attribute: attribute.to_owned(), detail: ChangeDetail::Value { from, to } }
     }
+
+    /// Takes what was observed out of it, and says what it is instead.
+    pub fn conceal(&mut self, what: Concealed) {
+        let word = || what.word().to_owned();
+        match &mut self.detail {
+            ChangeDetail::Text { .. } => {
+                self.detail = ChangeDetail::Opaque { from: Some(word()), to: Some("not shown".to_owned()) };
+            }
+            ChangeDetail::Opaque { from, .. } => {
+                if let Some(from) = from {
+                    *from = word();
+                }
+            }
+            // Owner, group, mode and kind are nobody's secret; the values of a setting are.
+            ChangeDetail::Value { from, .. } => {
+                let is_plain = matches!(
+                    self.attribute.as_str(),
+                    "state"
+                        | "type"
+                        | "owner"
+                        | "group"
+                        | "mode"
+                        | "parent"
+                        | "acl"
+                        | "capabilities"
+                        | "flags"
+                        | "label"
+                );
+                if let Some(from) = from.as_mut().filter(|_| !is_plain) {
+                    *from = word();
+                }
+            }
+        }
+    }
+
+    /// Whether what was observed was taken out of it.
+    pub fn is_concealed(&self) -> bool {
+        match &self.detail {
+            ChangeDetail::Value { from: Some(from), .. } | ChangeDetail::Opaque { from: Some(from), .. } => {
+                [Concealed::Secret, Concealed::InDoubt].iter().any(|what| what.word() == from)
+            }
+            ChangeDetail::Value { from: None, .. }
+            | ChangeDetail::Opaque { from: None, .. }
+            | ChangeDetail::Text { .. } => false,
+        }
+    }
+}
+
+/// Why what was observed is not shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concealed {
+    /// It is a secret.
+    Secret,
+    /// It cannot be told whether it is one.
+    InDoubt,
+}
+
+impl Concealed {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Secret => "a secret",
+            Self::InDoubt => "perhaps a secret",
+        }
+    }
 }
 
 #[cfg(test)]

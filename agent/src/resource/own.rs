@@ -1,5 +1,6 @@
-//! Files of the agent's own that say to the next boot what a resource says to the running kernel: one for each resource, so
-//! that each is put and removed as a whole, and what belongs to none can be told by its name.
+//! Files of the agent's own that say to the next boot what a resource says to the running kernel, or to a package manager where
+//! packages come from. Each belongs to one resource, so that it is put and removed as a whole, and what belongs to none can be
+//! told by its name.
 
 use std::sync::Arc;
 
@@ -50,7 +51,12 @@ fn names() -> Names {
     Names { uid: Some(uid), gid: Some(gid) }
 }
 
-pub(super) fn observe(root: &Root, file: &file::Desired) -> Seen {
+/// Looks at the files of a resource.
+pub(super) fn observe(root: &Root, files: &[file::Desired]) -> Vec<Seen> {
+    files.iter().map(|file| observe_one(root, file)).collect()
+}
+
+fn observe_one(root: &Root, file: &file::Desired) -> Seen {
     let mut observed = file::observe(root, file);
     let mut missing_parents = Vec::new();
     if observed == Observation::Absent {
@@ -62,40 +68,59 @@ pub(super) fn observe(root: &Root, file: &file::Desired) -> Seen {
     Seen { observed, missing_parents }
 }
 
-/// Compares. The error is why it could not be told.
-pub(super) fn changes(file: &file::Desired, seen: &Seen) -> Result<Vec<Change>, String> {
-    let path = || Some(file.path.to_string());
-    match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
-        Verdict::InSync => Ok(Vec::new()),
-        Verdict::Indeterminate(why) => Err(why),
-        Verdict::Drift(drift) => Ok(match drift.action {
-            Action::Create => vec![Change::value("file", None, path())],
-            Action::Remove => vec![Change::value("file", path(), None)],
-            Action::Update | Action::Run | Action::Report | Action::Waive => {
-                let named = |change: Change| Change { attribute: format!("file.{}", change.attribute), ..change };
-                drift.changes.into_iter().map(named).collect()
-            }
-        }),
-    }
+/// How the files of a resource differ.
+#[derive(Debug, Default)]
+pub(super) struct Differences {
+    /// What does.
+    pub(super) changes: Vec<Change>,
+    /// Why the first of them that cannot be told cannot be. No step may be taken then: it could keep nothing of that one.
+    pub(super) unknown: Option<String>,
 }
 
-/// Puts or removes the file. Does nothing where it is as it should be.
-pub(super) fn apply(root: &Root, file: &file::Desired, seen: &Seen) -> Result<(), ApplyError> {
-    match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
-        Verdict::InSync => Ok(()),
-        Verdict::Drift(_) | Verdict::Indeterminate(_) => file::apply(root, file, &seen.observed, names()),
+/// Compares.
+pub(super) fn differences(files: &[file::Desired], seen: &[Seen]) -> Differences {
+    let mut differences = Differences::default();
+    for (file, seen) in files.iter().zip(seen) {
+        let path = || Some(file.path.to_string());
+        match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
+            Verdict::InSync => {}
+            Verdict::Indeterminate(why) => drop(differences.unknown.get_or_insert(why)),
+            Verdict::Drift(drift) => match drift.action {
+                Action::Create => differences.changes.push(Change::value("file", None, path())),
+                Action::Remove => differences.changes.push(Change::value("file", path(), None)),
+                Action::Update | Action::Run | Action::Report | Action::Waive => {
+                    let named = |change: Change| Change { attribute: format!("file.{}", change.attribute), ..change };
+                    differences.changes.extend(drift.changes.into_iter().map(named));
+                }
+            },
+        }
     }
+    differences
 }
 
-/// The bytes that [`apply`] would overwrite or remove.
-pub(super) fn replaced<'s>(file: &file::Desired, seen: &'s Seen) -> Option<&'s [u8]> {
-    let Observation::Present(place::Observed { node: place::Node::File(found), .. }) = &seen.observed else {
-        return None;
+/// Puts or removes the files, in their order, and leaves what is as it should be.
+pub(super) fn apply(root: &Root, files: &[file::Desired], seen: &[Seen]) -> Result<(), ApplyError> {
+    for (file, seen) in files.iter().zip(seen) {
+        match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
+            Verdict::InSync => {}
+            Verdict::Drift(_) | Verdict::Indeterminate(_) => file::apply(root, file, &seen.observed, names())?,
+        }
+    }
+    Ok(())
+}
+
+/// The bytes that [`apply`] would overwrite or remove, of each file that has any.
+pub(super) fn replaced<'s>(files: &[file::Desired], seen: &'s [Seen]) -> Vec<&'s [u8]> {
+    let replaced = |(file, seen): (&file::Desired, &'s Seen)| {
+        let Observation::Present(place::Observed { node: place::Node::File(found), .. }) = &seen.observed else {
+            return None;
+        };
+        match &file.ensure {
+            Ensure::Present(spec) if spec.content.is(found) => None,
+            Ensure::Present(_) | Ensure::Absent => Some(found.as_slice()),
+        }
     };
-    match &file.ensure {
-        Ensure::Present(spec) if spec.content.is(found) => None,
-        Ensure::Present(_) | Ensure::Absent => Some(found),
-    }
+    files.iter().zip(seen).filter_map(replaced).collect()
 }
 
 /// A file of the agent's own whose resource is no longer declared.

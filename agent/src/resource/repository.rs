@@ -237,7 +237,7 @@ pub struct Observed {
 
 /// Looks at its files, and at the time.
 pub fn observe(host: &Host, desired: &Desired) -> Observation<Observed> {
-    let files = desired.files().iter().map(|file| own::observe(&host.root, file)).collect();
+    let files = own::observe(&host.root, &desired.files());
     let expires = match &desired.ensure {
         Ensure::Present(spec) => spec.key.expires_soon(Timestamp::now()),
         Ensure::Absent => None,
@@ -260,12 +260,9 @@ pub fn diff(desired: &Desired, observation: &Observation<Observed>) -> Verdict {
         Observation::Absent => return Verdict::Indeterminate("nothing was looked at".to_owned()),
         Observation::Present(observed) => observed,
     };
-    let mut changes = Vec::new();
-    for (file, seen) in desired.files().iter().zip(&observed.files) {
-        match own::changes(file, seen) {
-            Ok(of_file) => changes.extend(of_file),
-            Err(why) => return Verdict::Indeterminate(why),
-        }
+    let own::Differences { changes, unknown } = own::differences(&desired.files(), &observed.files);
+    if let Some(why) = unknown {
+        return Verdict::Indeterminate(why);
     }
     match (changes.is_empty(), observed.expires) {
         (true, None) => Verdict::InSync,
@@ -294,9 +291,7 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
         Observation::Unknown(why) => return Err(ApplyError::Vanished { what: name.to_owned(), why: why.clone() }),
         Observation::Absent => return Ok(()),
     };
-    for (file, seen) in desired.files().iter().zip(&observed.files) {
-        own::apply(&host.root, file, seen)?;
-    }
+    own::apply(&host.root, &desired.files(), &observed.files)?;
     if let Ensure::Present(Spec { source: Source::Apt { .. }, .. }) = &desired.ensure
         && let Err(error) = host.packages.refresh(&desired.name.apt_source())
     {
@@ -306,8 +301,10 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
 }
 
 /// The bytes that a step would overwrite: what names the repository, before its key.
-pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Option<&'o [u8]> {
-    desired.files().iter().zip(&observed.files).rev().find_map(|(file, seen)| own::replaced(file, seen))
+pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Vec<&'o [u8]> {
+    let mut replaced = own::replaced(&desired.files(), &observed.files);
+    replaced.reverse();
+    replaced
 }
 
 /// Its paths.

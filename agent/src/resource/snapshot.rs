@@ -1,13 +1,14 @@
-//! What is read once for a whole run: the account and package databases.
+//! What is read once for a whole run: the account and package databases, and what else several looks ask for.
 //!
 //! A snapshot is filled when first asked and forgotten when a step changes the database behind it, so two hundred users
 //! cost one reading. An unreadable database stays an error text and becomes [`super::Observation::Unknown`], never "absent".
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::place::Ownership;
 use super::sysctl::Assignments;
-use super::{Principal, error};
+use super::{Principal, UnitName, error};
 use crate::host::accounts::AccountDb;
 use crate::host::packages::PackageDb;
 use crate::host::root::Root;
@@ -19,6 +20,7 @@ pub struct Snapshot {
     accounts: Option<Result<Arc<AccountDb>, String>>,
     packages: Option<Result<Arc<PackageDb>, String>>,
     sysctls: Option<Result<Arc<Assignments>, String>>,
+    active: HashMap<UnitName, bool>,
     own_ids: Option<(u32, u32)>,
 }
 
@@ -43,6 +45,12 @@ impl Snapshot {
         self.sysctls.get_or_insert_with(|| Assignments::read(root).map(Arc::new)).clone()
     }
 
+    /// Whether a unit is known to be active, asked now unless it was asked before.
+    pub fn is_active(&mut self, host: &Host, unit: &UnitName) -> bool {
+        let ask = |unit: &UnitName| host.units.status(unit).is_ok_and(|status| status.active_state == "active");
+        *self.active.entry(unit.clone()).or_insert_with_key(ask)
+    }
+
     /// The user and group that this process runs as, which it never changes: most files are theirs.
     fn own_ids(&mut self) -> (u32, u32) {
         *self.own_ids.get_or_insert_with(current_ids)
@@ -51,6 +59,7 @@ impl Snapshot {
     /// Reads again what any step may have changed.
     pub fn forget_files(&mut self) {
         self.sysctls = None;
+        self.active.clear();
     }
 
     /// Reads the account databases again when next asked.

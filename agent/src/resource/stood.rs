@@ -59,6 +59,14 @@ pub enum PutBackError {
         /// Why not.
         why: &'static str,
     },
+    /// What is kept of its content cannot be read.
+    #[error("what was at `{path}` is kept and cannot be read: {why}")]
+    Unread {
+        /// Where.
+        path: AbsPath,
+        /// Why not.
+        why: String,
+    },
     /// The file system refused.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -152,7 +160,7 @@ impl Stood {
         &self,
         root: &Root,
         path: &AbsPath,
-        kept: impl FnOnce(&str) -> Option<Vec<u8>>,
+        kept: impl FnOnce(&str) -> Result<Option<Vec<u8>>, String>,
     ) -> Result<(), PutBackError> {
         let now = match place::observe_content(root, path, 0) {
             Observation::Present(observed) => Some(observed),
@@ -172,7 +180,8 @@ impl Stood {
                     let set = root.set_permissions(path, *permissions);
                     return Ok(set.map_err(place::failure("set the owner and mode of", path, Some(metadata)))?);
                 }
-                let content = match kept(wanted) {
+                let kept = kept(wanted).map_err(|why| PutBackError::Unread { path: path.clone(), why })?;
+                let content = match kept {
                     Some(content) => content,
                     // Only its owner or mode were changed, so that nothing had to be kept.
                     None => match now.as_ref().map(|observed| &observed.node) {
@@ -259,8 +268,8 @@ fn places_seen(root: &Root, resource: &Resource, sighting: &Sighting) -> Vec<(Ab
     }
 }
 
-/// The same, looked at now. What is not held by paths alone, such as a user, a package or a setting of the kernel, has none: to put back a part of it
-/// would be neither the state before nor the state after.
+/// The same, looked at now. What is not held by paths alone, such as a user, a package or a setting of the kernel, has none: to
+/// put back a part of it would be neither the state before nor the state after.
 pub fn look_at_places(root: &Root, resource: &Resource) -> Vec<(AbsPath, Stood)> {
     let watched = resource.watched();
     let is_held_by_paths = !matches!(
@@ -426,7 +435,8 @@ mod tests {
         for before in &all {
             for after in &all {
                 for stood in [before, after] {
-                    stood.put_back(&root, &path, |name| (name == digest(b"old\n")).then(|| b"old\n".to_vec())).unwrap();
+                    let kept = |name: &str| Ok((name == digest(b"old\n")).then(|| b"old\n".to_vec()));
+                    stood.put_back(&root, &path, kept).unwrap();
                     assert_eq!(Stood::look(&root, &path).as_ref(), Some(stood));
                 }
             }
@@ -439,9 +449,11 @@ mod tests {
         let root = Root::open(dir.path()).unwrap();
         let path = AbsPath::new("/x").unwrap();
         let now = Stood::File { digest: digest(b"now"), permissions: permissions() };
-        now.put_back(&root, &path, |_| Some(b"now".to_vec())).unwrap();
+        now.put_back(&root, &path, |_| Ok(Some(b"now".to_vec()))).unwrap();
         let before = Stood::File { digest: digest(b"old"), permissions: permissions() };
-        assert!(matches!(before.put_back(&root, &path, |_| None), Err(PutBackError::NotKept { .. })));
+        assert!(matches!(before.put_back(&root, &path, |_| Ok(None)), Err(PutBackError::NotKept { .. })));
+        let unread = before.put_back(&root, &path, |_| Err("input/output error".to_owned())).unwrap_err().to_string();
+        assert_eq!(unread, "what was at `/x` is kept and cannot be read: input/output error");
         assert_eq!(Stood::look(&root, &path), Some(now));
     }
 }

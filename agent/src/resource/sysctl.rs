@@ -117,7 +117,11 @@ fn swapped(name: &str) -> String {
 
 impl Desired {
     /// The file that tells the next boot, or that must not be there.
-    pub fn file(&self) -> file::Desired {
+    pub fn files(&self) -> [file::Desired; 1] {
+        [self.file()]
+    }
+
+    fn file(&self) -> file::Desired {
         let name = self.key.name();
         let path = format!("/etc/sysctl.d/{}", self.file_name());
         let path = AbsPath::new(&path).expect("the name was checked, and is short");
@@ -143,7 +147,7 @@ impl Desired {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     live: Live,
-    file: own::Seen,
+    files: Vec<own::Seen>,
     /// What is read after our file and says something of the same key; the last of it counts. Or why that could not be told.
     later: Result<Option<Assignment>, String>,
     /// What the last file says of the key, ours left out.
@@ -183,7 +187,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Obser
     } else {
         Live::NotRunning
     };
-    let file = own::observe(&host.root, &desired.file());
+    let files = own::observe(&host.root, &desired.files());
     let assignments = snapshot.sysctls(&host.root);
     let (later, elsewhere) = match &assignments {
         Ok(assignments) => {
@@ -192,7 +196,7 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Obser
         }
         Err(why) => (Err(why.clone()), None),
     };
-    Observation::Present(Observed { live, file, later, elsewhere })
+    Observation::Present(Observed { live, files, later, elsewhere })
 }
 
 /// One spelling of a value: as the kernel prints it, with one blank between numbers.
@@ -225,25 +229,19 @@ pub fn diff(desired: &Desired, observation: &Observation<Observed>) -> Verdict {
         Live::Missing if desired.missing == Missing::Refuse => changes.push(Change::value("value", None, wanted)),
         Live::Missing | Live::NotRunning => {}
     }
-    let unknown = match own::changes(&desired.file(), &observed.file) {
-        Ok(of_file) => {
-            changes.extend(of_file);
-            None
-        }
-        Err(why) => Some(why),
-    };
+    let own::Differences { changes: of_file, unknown } = own::differences(&desired.files(), &observed.files);
+    if let Some(why) = unknown {
+        return Verdict::Indeterminate(why);
+    }
+    changes.extend(of_file);
     if let Some(other) = overriding(desired, observed) {
         let says = format!("{} by {} line {}, which is read later", other.value, other.file, other.line);
         changes.push(Change::value("at boot", Some(says), Some(desired.value.clone())));
     }
-    let unknown = unknown.or_else(|| match &observed.later {
-        Err(why) if desired.persist == Persist::File => Some(why.clone()),
-        Err(_) | Ok(_) => None,
-    });
-    match unknown {
-        Some(why) if changes.is_empty() => Verdict::Indeterminate(why),
-        Some(_) | None if !changes.is_empty() => Verdict::Drift(Drift { action: Action::Update, changes }),
-        Some(_) | None => Verdict::InSync,
+    match &observed.later {
+        Err(why) if desired.persist == Persist::File && changes.is_empty() => Verdict::Indeterminate(why.clone()),
+        Err(_) | Ok(_) if changes.is_empty() => Verdict::InSync,
+        Err(_) | Ok(_) => Verdict::Drift(Drift { action: Action::Update, changes }),
     }
 }
 
@@ -262,7 +260,7 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
         }
         Observation::Absent => return Ok(()),
     };
-    own::apply(&host.root, &desired.file(), &observed.file)?;
+    own::apply(&host.root, &desired.files(), &observed.files)?;
     match &observed.live {
         Live::Value(value) if spelled(value) != spelled(&desired.value) => {
             host.kernel.set_sysctl(desired.key.path(), &desired.value)?;
@@ -284,8 +282,8 @@ pub fn apply(host: &mut Host, desired: &Desired, observation: &Observation<Obser
 }
 
 /// The bytes that a step would overwrite.
-pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Option<&'o [u8]> {
-    own::replaced(&desired.file(), &observed.file)
+pub(super) fn replaced<'o>(desired: &Desired, observed: &'o Observed) -> Vec<&'o [u8]> {
+    own::replaced(&desired.files(), &observed.files)
 }
 
 /// Where drift of it shows.

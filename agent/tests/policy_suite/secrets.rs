@@ -274,7 +274,24 @@ fn threat_a_secret_in_what_is_recorded_or_shown() {
     place.policy(others, &[]);
     let plan = rekindle(&["plan", "--policy", &policy]);
     assert!(plan.contains("a secret"), "{plan}");
+    // Who cannot read what is remembered is shown nothing, rather than everything.
+    let (database, aside) = (place.at("state/state.db"), place.at("state/aside"));
+    std::fs::rename(&database, &aside).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    let plan = rekindle(&["plan", "--policy", &policy]);
+    assert!(plan.contains("content: perhaps a secret → not shown"), "{plan}");
+    for unknown in ["where secrets stand", "what is owed already", "what the policy in force declares"] {
+        assert!(plan.contains(unknown), "{plan}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&rekindle(&["--json", "plan", "--policy", &policy])).unwrap();
+    for unknown in ["concealed", "owed_unknown", "left_out_unknown"] {
+        assert!(json[unknown].as_str().is_some_and(|why| why.contains("in the state database")), "{json}");
+    }
+    std::fs::remove_dir(&database).unwrap();
+    std::fs::rename(&aside, &database).unwrap();
     rekindle(&["--json", "apply", "--policy", &policy]);
+    let refused = rekindle(&["adopt", "7", "--policy", &policy]);
+    assert!(refused.contains("belongs into no policy in clear"), "{refused}");
     assert!(!place.at("root/etc/token").exists());
     assert_eq!(read("etc/app.conf"), "user=app\n");
     write_files(&place.at("root"), &[("etc/app.conf", b"user=other\n")]);

@@ -20,7 +20,7 @@ impl Run<'_, '_> {
     pub(super) fn may_lock_out(&mut self, resource: &Resource) -> bool {
         let request = self.request;
         let record = &*self.context.record;
-        let cleared = self.cleared.get_or_insert_with(|| Cleared::recall(Some(record)));
+        let cleared = self.cleared.get_or_insert_with(|| Cleared::recall(record));
         cleared.wants_a_look(request.desired.lock_out(), request.cause, request.desired.revision(), resource)
     }
 

@@ -46,7 +46,7 @@ fn check(resources: Vec<Resource>, expected: &[&str]) -> World {
 #[track_caller]
 fn check_with(mut world: World, rule: LockOut, resources: Vec<Resource>, expected: &[&str]) -> World {
     let desired = desired(resources).with_lock_out(rule);
-    let plan = observe_and_plan(&world.host, Some(&world.record), &new_revision(&desired));
+    let plan = observe_and_plan(&world.host, Memory::Record(&world.record), &new_revision(&desired));
     let refused = |id: &ResourceId| plan.steps.iter().any(|step| step.resource == *id && step.held.is_some());
     let report = world.converge_with(&new_revision(&desired));
     assert_eq!(outcomes(&report), expected, "{report:?}");
@@ -104,7 +104,8 @@ fn keys_on_a_file_server_are_not_waited_for() {
     for fstype in ["nfs4", "autofs", "fuse.sshfs"] {
         let world =
             check_with(without_a_key(fstype), LockOut::default(), closed(), &["failed file[/etc/sudoers.d/90-ops]"]);
-        let plan = observe_and_plan(&world.host, Some(&world.record), &new_revision(&desired(closed()))).to_text();
+        let plan =
+            observe_and_plan(&world.host, Memory::Record(&world.record), &new_revision(&desired(closed()))).to_text();
         assert!(plan.contains("now `ops` perhaps can"), "{plan}");
     }
     // What the policy itself puts there is known without a look.
@@ -299,6 +300,15 @@ fn ssh_may_stop_where_another_unit_of_it_serves() {
     let both = with(&["ssh.service", "ssh.socket"]);
     drop(check_with(both, LockOut::default(), vec![stopped()], &["changed service[ssh.socket]"]));
     drop(check_with(with(&["ssh.socket"]), LockOut::default(), vec![stopped()], &["failed service[ssh.socket]"]));
+    // The one after the other is the last one.
+    let all = vec![a_service("ssh", None, Some(service::RunState::Stopped)), stopped()];
+    let both = with(&["ssh.service", "ssh.socket"]);
+    drop(check_with(both, LockOut::default(), all, &["changed service[ssh]", "failed service[ssh.socket]"]));
+
+    let alone = with(&["ssh.socket"]);
+    let plan = alone.plan(&desired(vec![stopped()]));
+    assert!(plan.steps[0].held.is_some(), "{}", plan.to_text());
+    assert_eq!(alone.fakes.units.n_looks(), 4, "the unit once, and each of the three others once");
 }
 
 #[test]
@@ -346,6 +356,6 @@ fn noop_and_a_pause_come_first() {
     let desired = desired(vec![no_user("ops")]);
     let noop = Request { mode: Mode::Noop, ..new_revision(&desired) };
     assert_eq!(outcomes(&world.converge_with(&noop)), ["reported user[ops]"]);
-    let plan = observe_and_plan(&world.host, None, &noop);
+    let plan = observe_and_plan(&world.host, Memory::Nothing, &noop);
     assert!(plan.steps[0].held.as_deref().is_some_and(|why| why.starts_with("refused")), "{}", plan.to_text());
 }

@@ -16,7 +16,7 @@ fn desired_of(resource: Resource) -> DesiredState {
     super::desired(vec![resource])
 }
 
-fn internal(form: Form, expires: Option<i64>) -> DesiredState {
+pub(super) fn internal(form: Form, expires: Option<i64>) -> DesiredState {
     let words = |word: &str| vec![word.to_owned()];
     let source = Source::Apt {
         types: words("deb"),
@@ -52,6 +52,12 @@ fn its_files_come_are_kept_and_go() {
     assert!(world.converge(&declared).converged());
     assert!(world.read(SOURCES).contains(&format!("\nSigned-By: {KEY}\n")), "{}", world.read(SOURCES));
     assert_eq!(world.fakes.packages.refreshed().len(), 2);
+
+    // Both are kept, and the history names what people know.
+    for replaced in ["Types: deb\nTrusted: yes\n", "another key\n"] {
+        let kept = crate::record::kept(world.state.path(), &crate::resource::digest(replaced.as_bytes())).unwrap();
+        assert_eq!(kept.as_deref(), Some(replaced.as_bytes()));
+    }
 
     // A key of the other form has another name; the old one is of no use to anybody.
     assert!(world.converge(&internal(Form::Binary, None)).converged());

@@ -20,6 +20,7 @@ struct State {
     failing: BTreeSet<String>,
     reads_fail: bool,
     log: Vec<String>,
+    n_looks: usize,
 }
 
 impl FakeUnits {
@@ -65,6 +66,11 @@ impl FakeUnits {
         self.lock().log.clone()
     }
 
+    /// How often somebody asked about a unit.
+    pub fn n_looks(&self) -> usize {
+        self.lock().n_looks
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,7 +98,8 @@ fn set_active(status: &mut UnitStatus, active_state: &str) {
 
 impl Units for FakeUnits {
     fn status(&self, unit: &UnitName) -> Result<UnitStatus, UnitError> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.n_looks += 1;
         if state.reads_fail {
             return Err(UnitError::Connect { reason: "made to fail".to_owned() });
         }
