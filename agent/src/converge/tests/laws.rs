@@ -131,6 +131,21 @@ fn is_blocked(report: &RunReport) -> bool {
     report.failed().count() > 0 && signatures.all(by_a_person)
 }
 
+/// A run that ends after so many steps.
+pub(super) fn cut_short(world: &mut World, desired: &DesiredState, n_steps: usize) -> RunReport {
+    let stop = AtomicBool::new(false);
+    let n_seen = std::cell::Cell::new(0);
+    // Asked once before each step: the run ends after the step in hand, and owes what it owes.
+    let hold = |_: &ResourceId| {
+        n_seen.set(n_seen.get() + 1);
+        stop.store(n_seen.get() > n_steps, Ordering::SeqCst);
+        None
+    };
+    let request = Request { hold: &hold, ..everything(desired) };
+    let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
+    converge(&mut context, &request)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -178,17 +193,7 @@ proptest! {
             return Ok(());
         }
         let mut world = world(&mess);
-        let stop = AtomicBool::new(false);
-        let n_seen = std::cell::Cell::new(0);
-        // Asked once before each step: the run ends after the step in hand, and owes what it owes.
-        let hold = |_: &ResourceId| {
-            n_seen.set(n_seen.get() + 1);
-            stop.store(n_seen.get() > n_steps, Ordering::SeqCst);
-            None
-        };
-        let request = Request { hold: &hold, ..everything(&desired) };
-        let mut context = Context { host: &mut world.host, record: &mut world.record, stop: &stop };
-        let cut_short = converge(&mut context, &request);
+        let cut_short = cut_short(&mut world, &desired, n_steps);
         world.reopen();
         let healed = world.converge(&desired);
         prop_assert!(healed.converged(), "{:?}\n{:?}", cut_short, healed);

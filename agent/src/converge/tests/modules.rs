@@ -7,7 +7,7 @@ use crate::resource::kernel_module::{self, Name, State};
 const BLOCKS: &str = "/etc/modprobe.d/60-rekindle-usb_storage.conf";
 const LOADS: &str = "/etc/modules-load.d/60-rekindle-usb_storage.conf";
 
-fn usb(state: State) -> DesiredState {
+pub(super) fn usb(state: State) -> DesiredState {
     let name = Name::new("usb-storage").unwrap();
     let id = name.as_str().to_owned();
     let desired = kernel_module::Desired { name, state };

@@ -15,7 +15,7 @@ fn a_sysctl(name: &str, value: &str, change: impl FnOnce(&mut sysctl::Desired)) 
     resource(Kind::Sysctl, &name, Desired::Sysctl(Box::new(desired)))
 }
 
-fn forward() -> Resource {
+pub(super) fn forward() -> Resource {
     a_sysctl("net.ipv4.ip_forward", "0", |_| {})
 }
 

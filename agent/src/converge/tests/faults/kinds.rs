@@ -10,9 +10,18 @@ use super::super::trees::purged;
 use super::super::*;
 use super::disk::{Disk, Fault, Made};
 use super::with_own_mounts;
+use crate::host::kernel::Module;
 use crate::host::root::Root;
 use crate::resource::directory::Depth;
+use crate::resource::kernel_module;
+use crate::resource::repository::Form;
 use crate::resource::setting::Edits;
+
+const SYSCTL: &str = "/etc/sysctl.d/60-rekindle-net.ipv4.ip_forward.conf";
+const BLOCKS: &str = "/etc/modprobe.d/60-rekindle-usb_storage.conf";
+const LOADS: &str = "/etc/modules-load.d/60-rekindle-usb_storage.conf";
+const KEY: &str = "/etc/apt/keyrings/rekindle-internal.asc";
+const SOURCES: &str = "/etc/apt/sources.list.d/internal.sources";
 
 type Tree = BTreeMap<String, String>;
 
@@ -31,6 +40,11 @@ fn is(tree: &Tree, path: &str, line: &str) -> bool {
     tree.get(path).is_some_and(|found| found == line)
 }
 
+/// Whether a file of the agent's own stands at a path, whole.
+fn is_written(tree: &Tree, path: &str) -> bool {
+    tree.get(path).is_some_and(|found| found.starts_with("0644 # Written by rekindle for ") && found.ends_with('\n'))
+}
+
 /// Names that only a step under way has. The attic is for people.
 fn has_leftovers(tree: &Tree) -> bool {
     tree.keys().any(|path| path.contains(".rekindle") && !path.starts_with("/.rekindle-attic"))
@@ -39,6 +53,7 @@ fn has_leftovers(tree: &Tree) -> bool {
 fn check(disk: &Disk, world: &mut World, case: &Case, fault: Fault) {
     let desired = desired(vec![case.resource.clone()]);
     disk.reset_to(case.before);
+    forget_backups(world);
     disk.fail(Some(fault));
     let report = world.converge(&desired);
     let failed = disk.failed();
@@ -46,27 +61,66 @@ fn check(disk: &Disk, world: &mut World, case: &Case, fault: Fault) {
     let context = format!("{fault:?} at {failed:?}: {report:?} {tree:?}");
     let says = io::Error::from_raw_os_error(fault.errno).to_string();
     match &report.resources[0].outcome {
-        Outcome::Failed { error, .. } => assert!(error.contains(&says), "{context}"),
+        Outcome::Failed { error, signature, .. } => {
+            let is_class = signature.ends_with(&format!("errno {}", fault.errno)) || signature.starts_with("verify: ");
+            assert!(is_class && error.contains(&says), "{context}");
+        }
         Outcome::Indeterminate { reason } => assert!(reason.contains(&says), "{context}"),
         // What failed did not matter, or was done in another way.
         Outcome::Changed { .. } => assert!((case.is_done)(&tree), "{context}"),
         Outcome::Unchanged | Outcome::Reported { .. } | Outcome::Skipped { .. } => panic!("{context}"),
     }
     assert!((case.is_whole)(&tree), "{context}");
+    assert_nothing_lost(case, world, &tree, &context);
     disk.fail(None);
     let again = world.converge(&desired);
     let tree = disk.tree();
     assert!(again.converged() && (case.is_done)(&tree) && (case.is_whole)(&tree), "{again:?} {tree:?} after {context}");
     assert!(!has_leftovers(&tree), "{tree:?} after {context}");
+    assert_nothing_lost(case, world, &tree, &context);
+}
+
+/// What is no longer on the disk is in the backup store.
+fn assert_nothing_lost(case: &Case, world: &World, tree: &Tree, context: &str) {
+    for (path, made) in case.before {
+        let Made::File(content) = made else { continue };
+        let is_there = tree.values().any(|line| line == &format!("0644 {content}"));
+        let kept = || crate::record::kept(world.state.path(), &crate::resource::digest(content.as_bytes())).unwrap();
+        assert!(is_there || kept().is_some(), "what was at {path} is lost: {context}");
+    }
+}
+
+/// Each run has to keep what it replaces itself.
+fn forget_backups(world: &World) {
+    for entry in std::fs::read_dir(world.state.path().join("backup")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
 }
 
 /// Each operation of a step fails in turn, alone or with all that follow.
 fn check_all(case: &Case) {
+    let faults = [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EROFS]
+        .map(|errno| [(errno, Lasts::Once), (errno, Lasts::On)]);
+    check_faults(World::new(), case, faults.as_flattened());
+}
+
+/// How long a disk fails.
+#[derive(Debug, Clone, Copy)]
+enum Lasts {
+    Once,
+    On,
+}
+
+/// The files that the agent has of its own: a failing disk fails here and there, a read-only one from then on.
+fn check_own(world: World, case: &Case) {
+    check_faults(world, case, &[(Errno::EIO, Lasts::Once), (Errno::EROFS, Lasts::On)]);
+}
+
+fn check_faults(mut world: World, case: &Case, faults: &[(Errno, Lasts)]) {
     if !with_own_mounts() {
         return;
     }
     let disk = Disk::mount();
-    let mut world = World::new();
     world.host.root = Root::open(disk.path()).unwrap();
     disk.reset_to(case.before);
     disk.fail(None);
@@ -74,11 +128,13 @@ fn check_all(case: &Case) {
     assert!(report.converged() && (case.is_done)(&disk.tree()), "{report:?} {:?}", disk.tree());
     let n_operations = disk.n_operations();
     assert!(n_operations > 5, "a step is more than {n_operations} operations");
-    for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EROFS] {
+    for (errno, lasts) in faults {
         for first in 1..=n_operations {
-            for last in [first, usize::MAX] {
-                check(&disk, &mut world, case, Fault { first, last, errno: errno as i32 });
-            }
+            let last = match lasts {
+                Lasts::Once => first,
+                Lasts::On => usize::MAX,
+            };
+            check(&disk, &mut world, case, Fault { first, last, errno: *errno as i32 });
         }
     }
 }
@@ -160,4 +216,70 @@ fn what_a_purge_moves_is_in_its_place_or_in_the_attic() {
         },
         is_done: |tree| !tree.contains_key("/d/a") && !tree.contains_key("/d/b"),
     });
+}
+
+#[test]
+fn the_file_of_a_sysctl_is_the_old_or_the_new() {
+    let world = World::new();
+    world.fakes.kernel.put_sysctl("net/ipv4/ip_forward", "1");
+    check_own(
+        world,
+        &Case {
+            before: &[
+                ("/etc", Made::Directory),
+                ("/etc/sysctl.d", Made::Directory),
+                (SYSCTL, Made::File("net.ipv4.ip_forward = 1\n")),
+            ],
+            resource: super::super::sysctls::forward(),
+            is_whole: |tree| is(tree, SYSCTL, "0644 net.ipv4.ip_forward = 1\n") || is_written(tree, SYSCTL),
+            is_done: |tree| is_written(tree, SYSCTL),
+        },
+    );
+}
+
+#[test]
+fn the_files_of_a_module_are_the_old_or_the_new() {
+    let world = World::new();
+    world.fakes.kernel.put_module("usb_storage", Module::NotLoaded);
+    check_own(
+        world,
+        &Case {
+            before: &[
+                ("/etc", Made::Directory),
+                ("/etc/modprobe.d", Made::Directory),
+                ("/etc/modules-load.d", Made::Directory),
+                (BLOCKS, Made::File("# mine\n")),
+                (LOADS, Made::File("usb_storage\n")),
+            ],
+            resource: super::super::modules::usb(kernel_module::State::Blocked).resources()[0].clone(),
+            is_whole: |tree| {
+                let blocks = is(tree, BLOCKS, "0644 # mine\n") || is_written(tree, BLOCKS);
+                blocks && (is(tree, LOADS, "0644 usb_storage\n") || !tree.contains_key(LOADS))
+            },
+            is_done: |tree| is_written(tree, BLOCKS) && !tree.contains_key(LOADS),
+        },
+    );
+}
+
+#[test]
+fn the_files_of_a_repository_are_the_old_or_the_new() {
+    check_own(
+        World::new(),
+        &Case {
+            before: &[
+                ("/etc", Made::Directory),
+                ("/etc/apt", Made::Directory),
+                ("/etc/apt/keyrings", Made::Directory),
+                ("/etc/apt/sources.list.d", Made::Directory),
+                (KEY, Made::File("old key\n")),
+                (SOURCES, Made::File("old source\n")),
+            ],
+            resource: super::super::repositories::internal(Form::Armored, None).resources()[0].clone(),
+            is_whole: |tree| {
+                let key = is(tree, KEY, "0644 old key\n") || is(tree, KEY, "0644 key\n");
+                key && (is(tree, SOURCES, "0644 old source\n") || is_written(tree, SOURCES))
+            },
+            is_done: |tree| is(tree, KEY, "0644 key\n") && is_written(tree, SOURCES),
+        },
+    );
 }
