@@ -396,6 +396,29 @@ fn lock_outs() {
 }
 
 #[test]
+fn what_cuts_a_host_off() {
+    let firewall = "[file.'/etc/nftables.conf']\ncontent = 'flush ruleset'\n";
+    let confirm = "confirm = { within = '60s', by = 'ssh' }\n";
+    check(
+        "what_cuts_a_host_off",
+        Some(&host()),
+        &[
+            (firewall, &["unconfirmed"]),
+            (&format!("{firewall}{confirm}"), &[]),
+            (
+                &format!("{firewall}[service.nftables]\nenabled = true\n[directory.'/etc/network/interfaces.d']\n"),
+                &["unconfirmed"],
+            ),
+            (&format!("[policy]\nlock_out = 'allow'\n{firewall}"), &[]),
+            (
+                "[file.'/etc/nftables.conf.bak']\ncontent = 'x'\n[file.'/etc/networks']\ncontent = 'loopback 127.0.0.0'\n",
+                &[],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn without_a_host_its_accounts_are_not_judged() {
     check(
         "without_a_host",

@@ -13,6 +13,7 @@ use crate::policy::schema::closest;
 use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file, service};
 
 mod lockout;
+mod reach;
 mod settings;
 mod trees;
 
@@ -293,6 +294,7 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     accounts(graph, out);
     protected(graph, out);
     lockout::check(graph, out);
+    reach::check(graph, out);
     trees::check(graph, out);
 }
 

@@ -1,0 +1,96 @@
+//! What decides whether a host can be reached at all: its network and its firewall.
+//!
+//! Nobody can tell from their files whether a change cuts the host off, so that there is no lock-out guard for them. What can
+//! be had is that a change is taken back unless somebody proves that they still get in. Where a policy does not ask for that, it
+//! gets a warning: one, however many resources there are.
+
+use super::Graph;
+use crate::policy::diagnostic::{Diagnostic, Diagnostics};
+use crate::resource::{AbsPath, Desired, UnitName};
+
+/// Files, and directories with all that is beneath them, on one of the supported distributions.
+const FILES: [&str; 16] = [
+    "/etc/NetworkManager",
+    "/etc/ferm",
+    "/etc/firewalld",
+    "/etc/iptables",
+    "/etc/netplan",
+    "/etc/network",
+    "/etc/nftables",
+    "/etc/nftables.conf",
+    "/etc/nftables.d",
+    "/etc/shorewall",
+    "/etc/sysconfig/ip6tables",
+    "/etc/sysconfig/iptables",
+    "/etc/sysconfig/network",
+    "/etc/sysconfig/network-scripts",
+    "/etc/systemd/network",
+    "/etc/ufw",
+];
+
+const SERVICES: [&str; 14] = [
+    "NetworkManager.service",
+    "ferm.service",
+    "firewalld.service",
+    "ip6tables.service",
+    "iptables.service",
+    "netfilter-persistent.service",
+    "network.service",
+    "networking.service",
+    "nftables.service",
+    "shorewall.service",
+    "systemd-networkd.service",
+    "ufw.service",
+    "wicked.service",
+    "wpa_supplicant.service",
+];
+
+pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    if graph.loaded.lock_out.is_meant {
+        return;
+    }
+    let mut unconfirmed = graph.active().filter(|(i, _)| {
+        graph.lowered(*i).is_some_and(|lowered| {
+            decides(&lowered.desired) && lowered.notes.as_ref().is_none_or(|notes| notes.confirm.is_none())
+        })
+    });
+    let Some((_, first)) = unconfirmed.next() else { return };
+    let title = match unconfirmed.count() {
+        0 => format!("`{}` decides whether the host can be reached, and nothing takes a change back", first.id),
+        n => format!(
+            "`{}` and {n} more decide whether the host can be reached, and nothing takes a change back",
+            first.id
+        ),
+    };
+    out.push(Diagnostic::warning("unconfirmed", title).at(first.name.clone(), "declared without `confirm`").hint(
+        "add `confirm = { within = \"60s\", by = \"ssh\" }`: what stood there comes back unless somebody still gets in",
+    ));
+}
+
+fn decides(desired: &Desired) -> bool {
+    match desired {
+        Desired::File(file) => is_beneath(&file.path),
+        Desired::Directory(directory) => is_beneath(&directory.path),
+        Desired::Symlink(link) => is_beneath(&link.path),
+        Desired::Setting(setting) => is_beneath(&setting.path),
+        Desired::Service(service) => is_of_network(&service.unit),
+        Desired::User(_)
+        | Desired::Group(_)
+        | Desired::Package(_)
+        | Desired::Repository(_)
+        | Desired::Sysctl(_)
+        | Desired::KernelModule(_)
+        | Desired::Mount(_)
+        | Desired::Command(_)
+        | Desired::Check(_)
+        | Desired::Sweep(_) => false,
+    }
+}
+
+fn is_beneath(path: &AbsPath) -> bool {
+    FILES.iter().any(|known| path.as_path().starts_with(known))
+}
+
+fn is_of_network(unit: &UnitName) -> bool {
+    SERVICES.contains(&unit.as_str())
+}
