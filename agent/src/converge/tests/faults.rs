@@ -2,6 +2,7 @@
 
 mod disk;
 mod kinds;
+mod record;
 
 use std::io;
 use std::sync::atomic::Ordering;
