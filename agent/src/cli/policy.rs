@@ -27,7 +27,7 @@ use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
 use crate::record::{Opened, Record, RecordError, RunLock};
-use crate::resource::{ResourceId, chain};
+use crate::resource::{Kind, ResourceId, chain};
 use crate::spool::{CourierState, Spool};
 
 /// Arguments of `rekindle check`.
@@ -320,10 +320,7 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
             out.line(format_args!("    {}", converge::plan::visible(why)))?;
         }
         for id in left_out.iter().flatten() {
-            let becomes = match prepared.state.orphans() {
-                Orphans::Report => "stays as it is",
-                Orphans::Remove => "returns to what was there before, once this revision has converged",
-            };
+            let becomes = becomes(prepared.state.orphans(), id.kind);
             out.line(format_args!(
                 "{WARN}leave out{WARN:#} {BOLD}{id}{BOLD:#}  (the policy in force declares it; it {becomes})"
             ))?;
@@ -337,6 +334,16 @@ fn show_plan(prepared: &Prepared, out: &mut Out) -> Outcome {
     } else {
         exit::DRIFT
     })
+}
+
+/// What becomes of something that is left out.
+fn becomes(orphans: Orphans, kind: Kind) -> &'static str {
+    match (orphans, kind) {
+        // Their files are the agent's own, and say at each boot what nobody declares any more.
+        (_, Kind::Sysctl | Kind::KernelModule) => "stays as it is until the next boot, and its file is removed",
+        (Orphans::Report, _) => "stays as it is",
+        (Orphans::Remove, _) => "returns to what was there before, once this revision has converged",
+    }
 }
 
 /// What the policy in force declares and another one does not, or why that cannot be told. Nothing where none is in force.

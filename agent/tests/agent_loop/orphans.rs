@@ -126,3 +126,20 @@ fn what_cannot_be_given_back_is_left_with_the_reason() {
     assert_eq!(notes[1], "file[/etc/motd]: the backup of what was there before was dropped: it is left as it is");
     assert_eq!(std::fs::read_to_string(agent.at("/etc/motd")).unwrap(), "ours\n");
 }
+
+#[test]
+fn a_plan_says_what_becomes_of_what_it_leaves_out() {
+    let kept = "[policy]\nname = \"acme\"\n[file.\"/etc/new\"]\ncontent = \"ours\\n\"\n";
+    let more = "[symlink.\"/etc/link\"]\ntarget = \"motd\"\n[sysctl]\n\"net.ipv4.ip_forward\" = { value = 0 }\n";
+    let (_policies, agent) = world(&format!("{kept}{more}"));
+    let other = agent.host().beside("other");
+    std::fs::create_dir_all(&other).unwrap();
+    write(&other.join("policy.toml"), kept);
+    let plan = agent.ok(&["plan", "--policy", other.to_str().unwrap()]);
+    for left_out in [
+        "symlink[/etc/link]  (the policy in force declares it; it stays as it is)",
+        "sysctl[net.ipv4.ip_forward]  (the policy in force declares it; it stays as it is until the next boot, and its file is removed)",
+    ] {
+        assert!(plan.contains(left_out), "{plan}");
+    }
+}

@@ -212,7 +212,7 @@ fn planned(plan: &Plan) -> BTreeSet<ResourceId> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_planned_is_done_and_done_once(mess in mess(), choice in choice()) {
