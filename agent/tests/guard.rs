@@ -171,6 +171,7 @@ fn case_32_touching_without_changing_is_no_drift() {
 #[test]
 fn case_39_a_poisoned_copy_is_not_used() {
     let sandbox = Sandbox::guard(&["/d/t"]);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
     for entry in fs::read_dir(sandbox.stage()).unwrap() {
         let path = entry.unwrap().path();
         fs::write(&path, "poison").unwrap();
@@ -294,9 +295,8 @@ fn a_file_that_drifts_again_and_again_gets_more_copies() {
     assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
 }
 
-#[test]
-fn a_burst_that_does_not_end_is_told_all_the_same() {
-    let sandbox = Sandbox::guard(&["/d/t"]);
+/// Changes one file again and again until a repair is told; returns after how many.
+fn drift_until_told(sandbox: &Sandbox) -> usize {
     let mut n = 0;
     sandbox.wait("a repair to be told", || {
         n += 1;
@@ -306,6 +306,23 @@ fn a_burst_that_does_not_end_is_told_all_the_same() {
         sandbox.n_repairs() > 0
     });
     assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
+    n
+}
+
+#[test]
+fn a_burst_that_does_not_end_is_told_all_the_same() {
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    let began = Instant::now();
+    let n = drift_until_told(&sandbox);
+    assert!(n < 1000 || began.elapsed() < Duration::from_secs(2), "the first of {n} repairs was told with the last");
+}
+
+#[test]
+fn a_fight_is_told_before_it_has_gone_on_for_long() {
+    let sandbox = Sandbox::guard(&["/d/t"]);
+    sandbox.guard.set_patience(3);
+    let n = drift_until_told(&sandbox);
+    assert!(n < 40, "{n} repairs of one file were told together");
 }
 
 #[test]

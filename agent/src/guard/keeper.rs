@@ -26,6 +26,7 @@ use crate::host::packages::provenance;
 use crate::host::process::{self, UnitMap};
 use crate::host::root::{Permissions, stat_of, sync_directory};
 use crate::host::stage::{Copy, Stage};
+use crate::host::thread::most_open_files;
 use crate::policy::Revision;
 use crate::record::{Record, Repair, RunInfo};
 use crate::resource::{
@@ -40,7 +41,8 @@ const BATCH: usize = 256;
 const QUIET: Duration = Duration::from_millis(20);
 /// Longest time that a deed waits for the end of a burst.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Most deeds that wait for it.
+/// Most deeds that wait for it. Each holds a descriptor of its directory and perhaps one of a process, so it is no more than an
+/// eighth of what the process may have open.
 const MOST_TOGETHER: usize = 1024;
 /// First and longest time between two attempts to sync what could not be synced.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
@@ -58,6 +60,8 @@ pub(super) struct Keeper {
     open: Vec<Known>,
     units: UnitMap,
     retry: Option<(Instant, Duration)>,
+    /// See [`MOST_TOGETHER`].
+    most_together: usize,
 }
 
 impl Keeper {
@@ -72,6 +76,7 @@ impl Keeper {
             open: Vec::new(),
             units: UnitMap::new(),
             retry: None,
+            most_together: (most_open_files() / 8).clamp(1, MOST_TOGETHER),
         }
     }
 
@@ -84,15 +89,14 @@ impl Keeper {
                 Some((at, _)) => match orders.recv_timeout(at.saturating_duration_since(Instant::now())) {
                     Ok(order) => Some(order),
                     Err(RecvTimeoutError::Timeout) => {
-                        let open = std::mem::take(&mut self.open);
-                        self.finish(open);
+                        self.finish(Vec::new());
                         continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => None,
                 },
             };
             let Some(first) = first else { return };
-            let mut deeds: Vec<Known> = std::mem::take(&mut self.open);
+            let mut deeds: Vec<Known> = Vec::new();
             let flow = self.gather(first, orders, &mut deeds);
             self.finish(deeds);
             if flow == Flow::Stop {
@@ -107,35 +111,39 @@ impl Keeper {
         let patience = self.shared.patience.load(Ordering::Relaxed);
         let mut n_of_each: HashMap<ResourceId, u32> = HashMap::new();
         let mut most = 0;
+        // Pools that ran short, and the most of their copies that one file took.
+        let mut short: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut can_refill = true;
         let mut next = Some(first);
         while let Some(order) = next {
-            // Pools that ran short, and how many of their copies the same file took.
-            let mut short: BTreeMap<u32, u32> = BTreeMap::new();
-            for order in std::iter::once(order).chain(orders.try_iter()) {
-                if let Order::Deed(deed) = &order {
-                    let n = n_of_each.entry(deed.resource.clone()).or_default();
-                    *n += 1;
-                    most = most.max(*n);
-                    if let Some(pool) = deed.short {
-                        short.insert(pool, *n);
-                    }
-                }
-                if self.obey(order, deeds) == Flow::Stop {
-                    return Flow::Stop;
+            if let Order::Deed(deed) = &order {
+                let n = n_of_each.entry(deed.resource.clone()).or_default();
+                *n += 1;
+                most = most.max(*n);
+                if let Some(pool) = deed.short {
+                    let most = short.entry(pool).or_default();
+                    *most = (*most).max(*n);
                 }
             }
-            if deeds.is_empty() || deeds.len() >= MOST_TOGETHER || most >= patience {
+            if self.obey(order, deeds) == Flow::Stop {
+                return Flow::Stop;
+            }
+            let is_over = Instant::now() >= until || deeds.len() >= self.most_together || most >= patience;
+            if is_over || deeds.is_empty() {
                 break;
             }
-            self.refill(&short);
-            let wait = QUIET.min(until.saturating_duration_since(Instant::now()));
-            next = orders.recv_timeout(wait).ok();
+            next = orders.try_recv().ok().or_else(|| {
+                // What cannot be written is not tried again with each drift.
+                can_refill = can_refill && self.refill(&std::mem::take(&mut short)) == Laid::Out;
+                let wait = QUIET.min(until.saturating_duration_since(Instant::now()));
+                orders.recv_timeout(wait).ok()
+            });
         }
         Flow::On
     }
 
     /// Lays out copies for pools that are still short of them.
-    fn refill(&mut self, short: &BTreeMap<u32, u32>) {
+    fn refill(&mut self, short: &BTreeMap<u32, u32>) -> Laid {
         let mut table = self.shared.table();
         let Table { pools, spent, .. } = &mut *table;
         let mut is_short = false;
@@ -148,9 +156,7 @@ impl Keeper {
             }
         }
         drop(table);
-        if is_short {
-            self.lay_out(Pool::is_short);
-        }
+        if is_short { self.lay_out(Pool::is_short) } else { Laid::Out }
     }
 
     fn obey(&mut self, order: Order, deeds: &mut Vec<Known>) -> Flow {
@@ -172,11 +178,14 @@ impl Keeper {
             actor.transaction = provenance::of_actor(self.stages.root(), &actor, deed.time);
             actor
         });
+        self.shared.n_unidentified.fetch_sub(1, Ordering::Relaxed);
         Known { deed, actor: actor.filter(|actor| !actor.is_unknown()) }
     }
 
-    /// Makes deeds durable, records and tells them.
-    fn finish(&mut self, deeds: Vec<Known>) {
+    /// Makes deeds durable, with those that could not be before, records and tells them.
+    fn finish(&mut self, later: Vec<Known>) {
+        let mut deeds = std::mem::take(&mut self.open);
+        deeds.extend(later);
         if deeds.is_empty() {
             return;
         }
@@ -378,21 +387,25 @@ impl Keeper {
         }
     }
 
-    /// Lays out the copies that are missing in such pools.
-    fn lay_out(&mut self, which: fn(&Pool) -> bool) {
-        loop {
-            let missing = self.missing(which);
-            let Some((stage, _)) = missing.first() else { return };
+    /// Lays out the copies that are missing now in such pools. Those that are used up meanwhile are for the next time: drift that
+    /// goes on must not keep what was put back from being recorded.
+    fn lay_out(&mut self, which: fn(&Pool) -> bool) -> Laid {
+        let mut left: usize = self.shared.table().pools.iter().filter(|pool| which(pool)).map(Pool::n_missing).sum();
+        // Mounts of stages that cannot be written to; the others get their copies.
+        let mut failed: Vec<u64> = Vec::new();
+        while left > 0 {
+            let missing = self.missing(|pool| which(pool) && !failed.contains(&pool.stage.mount()));
+            let Some((stage, _)) = missing.first() else { break };
             let stage = Arc::clone(stage);
             let batch: Vec<Missing> =
                 missing.into_iter().filter(|(at, _)| Arc::ptr_eq(at, &stage)).map(|(_, missing)| missing).collect();
+            left = left.saturating_sub(batch.len());
             let names: Vec<String> = batch.iter().map(|m| Pool::copy_name(m.key, m.number)).collect();
             let copies: Vec<Copy<'_>> = batch.iter().zip(&names).map(|(m, name)| m.likeness.copy(name)).collect();
             if let Err(error) = stage.enter().and_then(|entered| entered.write(&copies)) {
                 tracing::warn!(stage = %stage.path().display(), "cannot lay out copies: {error}; ordinary runs repair meanwhile");
-                // Whoever owns the policy sees to it when it is its contents that cannot be read.
-                (self.tell)(Vec::new());
-                return;
+                failed.push(stage.mount());
+                continue;
             }
             let mut table = self.shared.table();
             for missing in batch {
@@ -404,10 +417,16 @@ impl Keeper {
                 }
             }
         }
+        if failed.is_empty() {
+            return Laid::Out;
+        }
+        // Whoever owns the policy sees to it when it is its contents that cannot be read.
+        (self.tell)(Vec::new());
+        Laid::InPart
     }
 
     /// Copies to be made next, of one batch at most.
-    fn missing(&mut self, which: fn(&Pool) -> bool) -> Vec<(Arc<Stage>, Missing)> {
+    fn missing(&mut self, which: impl Fn(&Pool) -> bool) -> Vec<(Arc<Stage>, Missing)> {
         let table = self.shared.table();
         let mut missing = Vec::new();
         for (index, pool) in table.pools.iter().enumerate().filter(|(_, pool)| which(pool)) {
@@ -509,6 +528,13 @@ impl Keeper {
 
 /// Something could not be put into the backup store; why was said.
 struct NotKept;
+
+/// Whether all copies could be laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Laid {
+    Out,
+    InPart,
+}
 
 /// Whether the keeper goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

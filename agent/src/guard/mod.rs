@@ -126,6 +126,8 @@ struct Shared {
     table: Mutex<Table>,
     /// Deeds that the keeper has not finished.
     n_open: AtomicUsize,
+    /// Deeds of which the keeper has not yet found out who it was.
+    n_unidentified: AtomicUsize,
     /// See [`Guard::set_patience`].
     patience: AtomicU32,
     /// Counts disarmings: what was to be armed before one must not be armed after it.

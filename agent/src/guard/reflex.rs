@@ -24,7 +24,7 @@ use crate::watch::{Hint, Sink, Touch, Touched, WatchError, Witness};
 /// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk.
 const MOST_OPEN: usize = 8192;
 
-/// Most deeds for which a descriptor of their process is kept.
+/// Most deeds for which a descriptor of their process is kept until the keeper has found out who it was.
 const MOST_WITNESSES: usize = 512;
 
 /// Something that was put back and is not yet durable, recorded or told.
@@ -90,7 +90,7 @@ impl<H> Reflex<H> {
     /// only what the kernel said at once is told.
     fn witness(&self, touch: &Touch<'_>) -> Option<Arc<Witness>> {
         let by = touch.by?;
-        if self.shared.n_open.load(Ordering::Relaxed) < MOST_WITNESSES {
+        if self.shared.n_unidentified.load(Ordering::Relaxed) < MOST_WITNESSES {
             return Some(Arc::clone(by));
         }
         Some(Arc::new(Witness { pid: by.pid, pidfd: None, info: by.info }))
@@ -135,10 +135,11 @@ impl<H> Reflex<H> {
             Found::Other => swap(pool, touch, &mut self.buffer, Swap::Exchange, &self.orders)?,
             Found::Absent => swap(pool, touch, &mut self.buffer, Swap::Place, &self.orders)?,
         };
+        let is_short = !matches!(what, What::Permissions(..)) && pool.is_short();
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let deed = Deed {
             resource: resource.clone(),
-            short: pool.is_short().then_some(entry.pool),
+            short: is_short.then_some(entry.pool),
             revision: revision.clone(),
             likeness: Arc::clone(&pool.likeness),
             stage: Arc::clone(&pool.stage),
@@ -150,6 +151,7 @@ impl<H> Reflex<H> {
         };
         drop(table);
         self.shared.n_open.fetch_add(1, Ordering::Relaxed);
+        self.shared.n_unidentified.fetch_add(1, Ordering::Relaxed);
         // The keeper ends only with the process.
         self.orders.send(Order::Deed(deed)).ok()
     }

@@ -194,8 +194,12 @@ impl Pool {
     /// How many of the missing copies to lay out next. All of a batch are ready only when the last one is on the disk, so the
     /// fewer are left, the smaller it is: drift goes on meanwhile.
     pub(super) fn n_next(&self) -> usize {
-        let missing = self.n_wanted().saturating_sub(self.ready.len());
-        missing.min(self.ready.len().saturating_mul(2).max(FIRST))
+        self.n_missing().min(self.ready.len().saturating_mul(2).max(FIRST))
+    }
+
+    /// How many copies are missing.
+    pub(super) fn n_missing(&self) -> usize {
+        self.n_wanted().saturating_sub(self.ready.len())
     }
 
     fn n_wanted(&self) -> usize {

@@ -68,3 +68,9 @@ pub fn raise_open_files() {
         tracing::warn!("cannot raise the limit of open files: {errno}");
     }
 }
+
+/// How many files this process may have open.
+pub fn most_open_files() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
