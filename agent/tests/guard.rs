@@ -301,7 +301,7 @@ fn drift_until_told(sandbox: &Sandbox) -> usize {
     sandbox.wait("a repair to be told", || {
         n += 1;
         sandbox.expect_ready(1);
-        fs::write(sandbox.at("/d/t"), format!("evil {n}")).unwrap();
+        fs::write(sandbox.at("/d/t"), format!("evil {n}")).expect("the file can be written");
         sandbox.expect_good("/d/t");
         sandbox.n_repairs() > 0
     });
