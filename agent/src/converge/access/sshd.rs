@@ -1,17 +1,18 @@
 //! Whom sshd lets in by a key, as far as its configuration is simple.
 //!
-//! The first value of a keyword counts, as for sshd, and what a `Match` block says before what is said for all. Whether a block is
-//! about users and groups alone is known here; of any other condition, such as an address, it is not: then the answer is what
-//! sshd would say whether the condition holds or not, and unknown where that differs.
+//! The first value of a keyword counts, as for sshd, and what a `Match` block says before what is said for all. Whether a condition
+//! about users and groups holds is known here; of any other, such as an address, it is not: then the answer is what sshd would say
+//! whether it holds or not, and unknown where that differs. A block of an included file counts only where the block that includes
+//! the file does.
 
 use super::{Access, Account, Answer, Files, pam};
 
 const CONFIGURATIONS: [&str; 2] = ["/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"];
 const MAX_DEPTH: usize = 8;
-/// Blocks whose conditions are not known, of which every combination is tried.
+/// Conditions that are not known, of which every combination is tried.
 const MAX_UNKNOWN: usize = 5;
 /// What decides who gets in.
-const DECIDES: [&str; 11] = [
+const DECIDES: [&str; 13] = [
     "allowusers",
     "denyusers",
     "allowgroups",
@@ -23,14 +24,19 @@ const DECIDES: [&str; 11] = [
     "authorizedkeyscommand",
     "forcecommand",
     "trustedusercakeys",
+    "refuseconnection",
+    "chrootdirectory",
 ];
 
 /// A keyword in small letters, and its arguments.
 type Line = (String, Vec<String>);
 
-/// What a `Match` block is about, and what it says.
+/// The arguments of a `Match`.
+type Condition = Vec<String>;
+
+/// What is said where several conditions hold: that of a `Match`, and those of the blocks that include its file.
 struct Block {
-    criteria: Vec<String>,
+    conditions: Vec<Condition>,
     lines: Vec<Line>,
 }
 
@@ -51,7 +57,7 @@ impl Sshd {
                 Ok(None) => continue,
                 Ok(Some(text)) => {
                     sshd.is_there = true;
-                    sshd.add(files, &text, None, MAX_DEPTH);
+                    sshd.add(files, &text, &[], MAX_DEPTH);
                 }
                 Err(why) => {
                     sshd.is_there = true;
@@ -63,28 +69,37 @@ impl Sshd {
         sshd
     }
 
-    /// Adds what a file says, in the block in which it is included if it is in one.
-    fn add(&mut self, files: &dyn Files, text: &str, outer: Option<usize>, depth: usize) {
-        let mut block = outer;
+    /// Adds what a file says, which is included where these conditions hold.
+    fn add(&mut self, files: &dyn Files, text: &str, outer: &[Condition], depth: usize) {
+        let mut conditions = outer.to_vec();
         for line in text.lines() {
             let mut words = words(line).into_iter();
             let Some(keyword) = words.next().map(|word| word.to_ascii_lowercase()) else { continue };
             let arguments: Vec<String> = words.collect();
             match keyword.as_str() {
                 "match" => {
-                    block = Some(self.blocks.len());
-                    self.blocks.push(Block { criteria: arguments, lines: Vec::new() });
+                    conditions.truncate(outer.len());
+                    conditions.push(arguments);
                 }
-                "include" => arguments.iter().for_each(|pattern| self.include(files, pattern, block, depth)),
-                _ => match block.and_then(|block| self.blocks.get_mut(block)) {
-                    Some(block) => block.lines.push((keyword, arguments)),
-                    None => self.lines.push((keyword, arguments)),
-                },
+                "include" => arguments.iter().for_each(|pattern| self.include(files, pattern, &conditions, depth)),
+                _ => self.push(&conditions, (keyword, arguments)),
             }
         }
     }
 
-    fn include(&mut self, files: &dyn Files, pattern: &str, block: Option<usize>, depth: usize) {
+    /// Adds a line behind all others: also behind the blocks of a file that was included in the middle of its own.
+    fn push(&mut self, conditions: &[Condition], line: Line) {
+        if conditions.is_empty() {
+            self.lines.push(line);
+            return;
+        }
+        match self.blocks.last_mut().filter(|block| block.conditions == conditions) {
+            Some(block) => block.lines.push(line),
+            None => self.blocks.push(Block { conditions: conditions.to_vec(), lines: vec![line] }),
+        }
+    }
+
+    fn include(&mut self, files: &dyn Files, pattern: &str, conditions: &[Condition], depth: usize) {
         let whole = if pattern.starts_with('/') { pattern.to_owned() } else { format!("/etc/ssh/{pattern}") };
         let (directory, name) = whole.rsplit_once('/').unwrap_or(("", &whole));
         let (false, Some(depth)) = (directory.contains(['*', '?', '[']), depth.checked_sub(1)) else {
@@ -93,11 +108,11 @@ impl Sshd {
         };
         let names = if name.contains(['*', '?', '[']) { files.names(directory) } else { Ok(vec![name.to_owned()]) };
         let texts = names.and_then(|names| {
-            let names = names.iter().filter(|found| matches_pattern(name, found));
+            let names = names.iter().filter(|found| is_globbed(name, found));
             names.map(|name| files.text(&format!("{directory}/{name}"))).collect::<Result<Vec<_>, _>>()
         });
         match texts {
-            Ok(texts) => texts.into_iter().flatten().for_each(|text| self.add(files, &text, block, depth)),
+            Ok(texts) => texts.into_iter().flatten().for_each(|text| self.add(files, &text, conditions, depth)),
             Err(why) => self.doubt = Some(why),
         }
     }
@@ -111,26 +126,36 @@ impl Sshd {
             return Answer::unknown(why.clone());
         }
         let decides = |block: &&Block| block.lines.iter().any(|line| decides(line, account));
-        let blocks: Vec<(&Block, Access)> =
-            self.blocks.iter().filter(decides).map(|block| (block, block.is_about(account))).collect();
-        let n_unknown = blocks.iter().filter(|(_, about)| *about == Access::Unknown).count();
-        let unknown =
-            || Answer::unknown(format!("sshd_config has a `Match` block that may be about `{}`", account.name()));
-        if n_unknown > MAX_UNKNOWN {
-            return unknown();
-        }
-        let mut answers = (0..1_u32 << n_unknown).map(|holds| {
-            let mut holds = (0..n_unknown).map(move |nth| holds >> nth & 1 == 1);
-            let mut matched = Vec::new();
-            for (block, about) in &blocks {
-                if *about == Access::Open || *about == Access::Unknown && holds.next() == Some(true) {
-                    matched.push(block.lines.as_slice());
+        let mut unknown: Vec<&Condition> = Vec::new();
+        let mut blocks: Vec<(&[Line], Vec<usize>)> = Vec::new();
+        for block in self.blocks.iter().filter(decides) {
+            let conditions: Vec<(&Condition, Access)> =
+                block.conditions.iter().map(|condition| (condition, holds(condition, account))).collect();
+            if conditions.iter().any(|(_, holds)| *holds == Access::Closed) {
+                continue;
+            }
+            let mut needs = Vec::new();
+            for (condition, _) in conditions.into_iter().filter(|(_, holds)| *holds == Access::Unknown) {
+                // The same condition holds everywhere or nowhere.
+                needs.push(unknown.iter().position(|known| *known == condition).unwrap_or(unknown.len()));
+                if needs.last() == Some(&unknown.len()) {
+                    unknown.push(condition);
                 }
             }
+            blocks.push((&block.lines, needs));
+        }
+        let doubt =
+            || Answer::unknown(format!("sshd_config has a `Match` block that may be about `{}`", account.name()));
+        if unknown.len() > MAX_UNKNOWN {
+            return doubt();
+        }
+        let mut answers = (0..1_u32 << unknown.len()).map(|hold| {
+            let is_in_force = |needs: &[usize]| needs.iter().all(|nth| hold >> nth & 1 == 1);
+            let matched = blocks.iter().filter(|(_, needs)| is_in_force(needs)).map(|(lines, _)| *lines).collect();
             InForce { matched, lines: &self.lines }.lets_in(files, account)
         });
         let first = answers.next().unwrap_or(Answer::NO);
-        if answers.all(|other| other.access == first.access) { first } else { unknown() }
+        if answers.all(|other| other.access == first.access) { first } else { doubt() }
     }
 }
 
@@ -139,35 +164,29 @@ fn decides((keyword, _): &Line, account: &Account<'_>) -> bool {
     DECIDES.contains(&keyword.as_str()) && (keyword != "permitrootlogin" || account.user.uid == 0)
 }
 
-impl Block {
-    /// Whether the block is in force for an account. Only users and groups are known here.
-    fn is_about(&self, account: &Account<'_>) -> Access {
-        let groups: Vec<&str> = account.groups.iter().map(|(name, _)| *name).collect();
-        let mut about = Access::Open;
-        // `User git` may be written `User=git`.
-        let mut words = self.criteria.iter().flat_map(|word| word.splitn(2, '='));
-        while let Some(kind) = words.next() {
-            let holds = match kind.to_ascii_lowercase().as_str() {
-                "all" => Access::Open,
-                "invalid-user" => Access::Closed,
-                kind @ ("user" | "group") => {
-                    let patterns: Vec<&str> = words.next().unwrap_or_default().split(',').collect();
-                    let is_in = if kind == "user" {
-                        in_list(&patterns, &[account.name()])
-                    } else {
-                        in_list(&patterns, &groups)
-                    };
-                    if is_in { Access::Open } else { Access::Closed }
-                }
-                _ => {
-                    words.next();
-                    Access::Unknown
-                }
-            };
-            about = about.min(holds);
-        }
-        about
+/// Whether a condition holds for an account. Only users and groups are known here.
+fn holds(condition: &Condition, account: &Account<'_>) -> Access {
+    let groups: Vec<&str> = account.groups.iter().map(|(name, _)| *name).collect();
+    let mut all = Access::Open;
+    // `User git` may be written `User=git`.
+    let mut words = condition.iter().flat_map(|word| word.splitn(2, '=')).filter(|word| !word.is_empty());
+    while let Some(kind) = words.next() {
+        let holds = match kind.to_ascii_lowercase().as_str() {
+            "all" => Access::Open,
+            "invalid-user" => Access::Closed,
+            kind @ ("user" | "group") => {
+                let list = words.next().unwrap_or_default();
+                let is_in = if kind == "user" { in_list(list, &[account.name()]) } else { in_list(list, &groups) };
+                if is_in { Access::Open } else { Access::Closed }
+            }
+            _ => {
+                words.next();
+                Access::Unknown
+            }
+        };
+        all = all.min(holds);
     }
+    all
 }
 
 /// What is said to one account under some conditions.
@@ -203,7 +222,8 @@ impl<'a> InForce<'a> {
     }
 
     fn lets_in(&self, files: &dyn Files, account: &Account<'_>) -> Answer {
-        self.admits(account)
+        Answer::when(!self.is("refuseconnection", "yes"))
+            .and(|| self.admits(account))
             .and(|| Answer::when(!self.is("pubkeyauthentication", "no")))
             .and(|| self.gives_a_shell())
             .and(|| self.wants_a_key_alone())
@@ -212,12 +232,19 @@ impl<'a> InForce<'a> {
     }
 
     fn gives_a_shell(&self) -> Answer {
-        match self.first("forcecommand").map(|command| command.join(" ")).as_deref() {
+        let command = match self.first("forcecommand").map(|command| command.join(" ")).as_deref() {
             None | Some("none") => Answer::YES,
             Some("internal-sftp") => Answer::NO,
             // It may start the shell after all.
             Some(command) => Answer::unknown(format!("sshd runs `{command}` for whoever logs in")),
-        }
+        };
+        // A shell in there is not one of the host, unless it is the host's own root.
+        command.and(|| match self.first("chrootdirectory").and_then(<[_]>::first) {
+            Some(directory) if !directory.eq_ignore_ascii_case("none") => {
+                Answer::unknown(format!("sshd shuts whoever logs in up in `{directory}`"))
+            }
+            Some(_) | None => Answer::YES,
+        })
     }
 
     fn admits(&self, account: &Account<'_>) -> Answer {
@@ -226,16 +253,29 @@ impl<'a> InForce<'a> {
         {
             return Answer::NO;
         }
-        let names = [account.name()];
-        let groups: Vec<&str> = account.groups.iter().map(|(name, _)| *name).collect();
-        let is_admitted = |deny: &str, allow: &str, names: &[&str]| {
-            let allowed = self.list(allow);
-            !in_list(&self.list(deny).into_iter().filter(|pattern| !pattern.contains('@')).collect::<Vec<_>>(), names)
-                && (allowed.is_empty() || in_list(&allowed, names))
-        };
-        Answer::when(
-            is_admitted("denyusers", "allowusers", &names) && is_admitted("denygroups", "allowgroups", &groups),
-        )
+        self.admits_user(account.name()).and(|| {
+            let is_in = |keyword| {
+                let patterns = self.list(keyword);
+                patterns.iter().any(|pattern| account.groups.iter().any(|(group, _)| matches_pattern(pattern, group)))
+            };
+            Answer::when(!is_in("denygroups") && (self.list("allowgroups").is_empty() || is_in("allowgroups")))
+        })
+    }
+
+    /// What `DenyUsers` and `AllowUsers` say, which know no `!`. Whoever is let in from some hosts only is let in; of one who is
+    /// refused from some hosts nobody knows whether there are others.
+    fn admits_user(&self, name: &str) -> Answer {
+        let refused = self.list("denyusers").into_iter().map(|pattern| match pattern.rsplit_once('@') {
+            None => Answer::when(!matches_pattern(pattern, name)),
+            Some((user, _)) if matches_pattern(user, name) => Answer::unknown(format!("sshd refuses `{pattern}`")),
+            Some(_) => Answer::YES,
+        });
+        let allowed = self.list("allowusers");
+        let is_allowed =
+            |pattern: &&str| matches_pattern(pattern.rsplit_once('@').map_or(pattern, |(user, _)| user), name);
+        refused
+            .fold(Answer::YES, |all, one| all.and(|| one))
+            .and(|| Answer::when(allowed.is_empty() || allowed.iter().any(is_allowed)))
     }
 
     fn wants_a_key_alone(&self) -> Answer {
@@ -293,20 +333,55 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Whether names are in a list of patterns. Whoever is let in from some hosts only is let in.
-fn in_list(patterns: &[&str], names: &[&str]) -> bool {
-    let is_about = |pattern: &str| {
-        let pattern = pattern.split_once('@').map_or(pattern, |(user, _)| user);
-        names.iter().any(|name| matches_pattern(pattern, name))
-    };
-    let (not, is): (Vec<&str>, Vec<&str>) = patterns.iter().partition(|pattern| pattern.starts_with('!'));
-    !not.iter().any(|pattern| is_about(pattern.trim_start_matches('!'))) && is.into_iter().any(is_about)
+/// Whether one of the names is in a list of a `Match`, and none of them is one of those that the list leaves out.
+fn in_list(list: &str, names: &[&str]) -> bool {
+    let is_about = |pattern: &str| names.iter().any(|name| matches_pattern(pattern, name));
+    let mut is_in = false;
+    for pattern in list.split(',') {
+        match pattern.strip_prefix('!') {
+            Some(left_out) if is_about(left_out) => return false,
+            Some(_) => {}
+            None => is_in |= is_about(pattern),
+        }
+    }
+    is_in
 }
 
-/// sshd's patterns: `*` and `?`.
+/// sshd's patterns know `*` and `?`, and nothing else.
 fn matches_pattern(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut at, mut from) = (0, 0);
+    // Where the last `*` was, and what it has taken so far.
+    let mut star = None;
+    while let Some(byte) = text.get(from) {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, from));
+                at += 1;
+            }
+            Some(wanted) if *wanted == b'?' || wanted == byte => {
+                at += 1;
+                from += 1;
+            }
+            Some(_) | None => match &mut star {
+                Some((before, taken)) => {
+                    *taken += 1;
+                    at = *before + 1;
+                    from = *taken;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(at).all(|byte| *byte == b'*')
+}
+
+/// Whether an `Include` is about a file of this name. As for every glob, what is hidden has to be named so.
+fn is_globbed(pattern: &str, name: &str) -> bool {
     use gix::bstr::ByteSlice;
-    gix::glob::wildmatch(pattern.as_bytes().as_bstr(), text.as_bytes().as_bstr(), gix::glob::wildmatch::Mode::empty())
+    let mode = gix::glob::wildmatch::Mode::empty();
+    (pattern.starts_with('.') || !name.starts_with('.'))
+        && gix::glob::wildmatch(pattern.as_bytes().as_bstr(), name.as_bytes().as_bstr(), mode)
 }
 
 /// The file that a pattern stands for; `None` for one with other tokens than a user and its home.

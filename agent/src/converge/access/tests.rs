@@ -50,12 +50,17 @@ fn check(files: &[(&str, &str)], expected: Access) {
 
 #[track_caller]
 fn check_for(break_glass: &[&str], files: &[(&str, &str)], expected: Access) {
+    let (found, ways) = best_for(break_glass, files);
+    assert_eq!(found, expected, "{ways:?}");
+}
+
+fn best_for(break_glass: &[&str], files: &[(&str, &str)]) -> (Access, Vec<Way>) {
     let texts = Texts(HOST.iter().chain(files).map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect());
     let database = |path: &str| texts.text(path).ok().flatten().unwrap_or_default();
     let accounts = shadow::parse(&database("/etc/passwd"), &database("/etc/shadow"), &database("/etc/group"));
     let break_glass: Vec<String> = break_glass.iter().map(ToString::to_string).collect();
     let scene = Scene { accounts: &accounts, files: &texts, today: 20_000, break_glass: &break_glass };
-    assert_eq!(best(scene), expected, "{:?}", ways(scene).collect::<Vec<_>>());
+    (best(scene), ways(scene).collect())
 }
 
 fn sshd(text: &str) -> [(&str, &str); 1] {
@@ -118,10 +123,26 @@ fn sshd_says_whom_it_lets_in() {
     check(&sshd("AllowUsers deploy\nAllowUsers op?\n"), Open);
     check(&sshd("AllowUsers ops@10.0.0.*\n"), Open);
     check(&sshd("AllowUsers *\nDenyUsers \"ops\"\n"), Closed);
-    check(&sshd("DenyUsers ops@evil.example\n"), Open);
+    check(&sshd("DenyUsers ops@evil.example\n"), Unknown);
+    check(&sshd("DenyUsers ops@*\n"), Unknown);
+    check(&sshd("DenyUsers ops@* o*\n"), Closed);
+    check(&sshd("DenyUsers git@*\n"), Open);
+    // Nothing is left out of these lists: it is a name that nobody has.
+    check(&sshd("DenyUsers * !ops\n"), Closed);
+    check(&sshd("AllowUsers ops !ops\n"), Open);
+    check(&sshd("DenyUsers [o]ps\nAllowUsers \\ops *s\n"), Open);
     check(&sshd("allowgroups sudo\n"), Open);
     check(&sshd("AllowGroups wheel\n"), Closed);
+    check(&sshd("AllowGroups sudo@lan\n"), Closed);
     check(&sshd("DenyGroups s*\n"), Closed);
+    check(&sshd("DenyGroups * !sudo\n"), Closed);
+    check(&sshd("RefuseConnection yes\n"), Closed);
+    check(&sshd("RefuseConnection no\nRefuseConnection yes\n"), Open);
+    check(&sshd("Match User ops\n  RefuseConnection yes\n"), Closed);
+    check(&sshd("ChrootDirectory /srv/jail\n"), Unknown);
+    check(&sshd("ChrootDirectory none\n"), Open);
+    check(&sshd("ChrootDirectory /srv/jail\nForceCommand internal-sftp\n"), Closed);
+    check(&sshd("Match Group sudo\n  ChrootDirectory %h\n"), Unknown);
     check(&sshd("AuthenticationMethods publickey\n"), Open);
     check(&sshd("AuthenticationMethods publickey,keyboard-interactive\n"), Unknown);
     check(&sshd("AuthorizedKeysFile /etc/ssh/keys/%u\n"), Closed);
@@ -149,6 +170,44 @@ fn files_that_sshd_includes_count_where_they_are_included() {
     check(&dropin("/etc/ssh/sshd_config.d/10.conf", "!"), Unknown);
     check(&sshd("Include /etc/*/sshd.conf\n"), Unknown);
     check(&sshd("Include /etc/ssh/sshd_config\n"), Unknown);
+    check(&dropin("/etc/ssh/sshd_config.d/.10.conf", "PubkeyAuthentication no\n"), Open);
+}
+
+/// Each of these was asked of sshd itself (`sshd -T -C user=ops,…`).
+#[test]
+fn a_block_of_an_included_file_counts_where_the_block_that_includes_it_does() {
+    let including = |config: &'static str, x: &'static str| {
+        [sshd(config)[0], ("/etc/ssh/x", x), ("/etc/ssh/y", "PubkeyAuthentication yes\n")]
+    };
+    let in_block = |user: &str, x: &'static str| {
+        let config = format!("PubkeyAuthentication no\nMatch User {user}\nInclude x\n");
+        let files = [
+            ("/etc/ssh/sshd_config", config.as_str()),
+            ("/etc/ssh/x", x),
+            ("/etc/ssh/y", "PubkeyAuthentication yes\n"),
+        ];
+        best_for(&[], &files).0
+    };
+    assert_eq!(in_block("sftp", "Match User ops\nPubkeyAuthentication yes\n"), Closed);
+    assert_eq!(in_block("sftp", "Match all\nInclude y\n"), Closed);
+    assert_eq!(in_block("ops", "Match User ops\nPubkeyAuthentication yes\n"), Open);
+    assert_eq!(in_block("ops", "Match User git\nX11Forwarding no\nMatch Group sudo\nInclude y\n"), Open);
+    assert_eq!(in_block("ops", "Match Address 10.0.0.0/8\nInclude y\n"), Unknown);
+    // The file's block ends with the file, and comes before what follows.
+    let no = "Match all\nPubkeyAuthentication no\n";
+    check(&including("Match User ops\nInclude x\nPubkeyAuthentication yes\n", no), Closed);
+    check(&including("Match User ops\nPubkeyAuthentication yes\nInclude x\n", no), Open);
+    check(
+        &including(
+            "PubkeyAuthentication no\nMatch User ops\nInclude x\nInclude y\n",
+            "Match User git\nForceCommand x\n",
+        ),
+        Open,
+    );
+    check(&including("Include x\nPubkeyAuthentication no\n", "Match User git\nPubkeyAuthentication yes\n"), Closed);
+    // What goes on after it is under the same condition, which is not counted twice.
+    let address = "PubkeyAuthentication no\nMatch Address 10.0.0.0/8\nAuthorizedKeysFile none\nInclude x\nPubkeyAuthentication yes\n";
+    check(&including(address, "Match User ops\nX11Forwarding no\n"), Closed);
 }
 
 #[test]
@@ -163,6 +222,11 @@ fn a_match_block_counts_for_whom_it_is_about() {
     check(&sshd("Match User ops\n  PubkeyAuthentication yes\nMatch all\n  PubkeyAuthentication no\n"), Open);
     check(&sshd("AllowUsers ops\nMatch Group sudo\n  AllowUsers deploy\n"), Closed);
     check(&sshd("Match invalid-user\n  PubkeyAuthentication no\n"), Open);
+    check(&sshd("Match User = ops\n  PubkeyAuthentication no\n"), Closed);
+    check(&sshd("Match User ops@lan,git\n  PubkeyAuthentication no\n"), Open);
+    check(&sshd("Match User *,!o?s\n  PubkeyAuthentication no\n"), Open);
+    check(&sshd("Match User !git\n  PubkeyAuthentication no\n"), Open);
+    check(&sshd("Match Group sudo,!ops\n  PubkeyAuthentication no\n"), Open);
 }
 
 #[test]
@@ -185,8 +249,14 @@ fn a_match_block_whose_condition_is_not_known_counts_where_it_would_matter() {
     // Any of them may hold, alone or together.
     let several = "Match Address 10.0.0.0/8\n  AllowUsers git\nMatch Host *.lan\n  AllowUsers ops\n";
     check(&sshd(several), Unknown);
-    check(&sshd(&"Match Host a\n  PubkeyAuthentication yes\n".repeat(5)), Open);
-    check(&sshd(&"Match Host a\n  PubkeyAuthentication yes\n".repeat(6)), Unknown);
+    let hosts = |n: usize| (0..n).map(|n| format!("Match Host {n}\n  PubkeyAuthentication yes\n")).collect::<String>();
+    check(&sshd(&hosts(5)), Open);
+    check(&sshd(&hosts(6)), Unknown);
+    // The same condition holds everywhere or nowhere.
+    check(&sshd(&hosts(3).repeat(3)), Open);
+    let twice = "PubkeyAuthentication no\nMatch Host a\n  AllowUsers git\nMatch Host *\n  X11Forwarding no\n\
+        Match Host a\n  PubkeyAuthentication yes\n";
+    check(&sshd(twice), Closed);
 }
 
 #[test]
