@@ -12,8 +12,9 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub(super) const SIGNATURE: &str = "refused: lock-out";
 const MAX_FILE: u64 = 1024 * 1024;
 /// More names than any directory of such files holds.
 const MAX_NAMES: usize = 10_000;
+/// As many links as the kernel itself would follow.
+const MAX_LINKS: usize = 40;
 /// Accounts that a refusal names.
 const MAX_NAMED: usize = 5;
 
@@ -190,13 +193,12 @@ pub(super) fn refuses(
     so_far: &mut After,
     (resource, sighting): (&Resource, &Sighting),
 ) -> Option<String> {
-    let now = match snapshot.accounts(host) {
-        Ok(accounts) => accounts,
+    let (now, base) = match snapshot.accounts(host).and_then(|now| Ok((now, HostFiles::new(host)?))) {
+        Ok(found) => found,
         Err(why) => {
             return Some(format!("refused, because it cannot be told whether anybody could log in after it: {why}"));
         }
     };
-    let base = HostFiles::new(host);
     if let Desired::Service(service) = &resource.desired
         && is_served_otherwise(host, snapshot, so_far, service)
     {
@@ -390,24 +392,75 @@ fn is_purged(root: &Root, directory: &AbsPath, path: &str, judge: &mut Judge<'_>
 struct HostFiles<'a> {
     root: &'a Root,
     /// Where file systems are mounted that may not answer: their targets and types.
-    remote: Vec<(String, String)>,
+    remote: BTreeMap<String, String>,
+    /// Which paths were looked at and are here, links and all that is above them included.
+    is_here: RefCell<BTreeSet<PathBuf>>,
     read: RefCell<BTreeMap<String, Result<Option<String>, String>>>,
 }
 
 impl<'a> HostFiles<'a> {
-    fn new(host: &'a Host) -> Self {
+    /// The error says why it is not known what may not answer.
+    fn new(host: &'a Host) -> Result<Self, String> {
         // An image has no mounts of its own.
-        let mounts = host.kernel.mounts().unwrap_or_default();
-        let remote = mounts.into_iter().filter(|mount| mount.target != "/" && is_remote(&mount.fstype));
-        let remote = remote.map(|mount| (mount.target, mount.fstype)).collect();
-        Self { root: &host.root, remote, read: RefCell::default() }
+        let mounts = if host.kernel.is_running() { host.kernel.mounts() } else { Ok(Vec::new()) };
+        let mounts = mounts.map_err(|error| chain(&error))?;
+        // What is mounted later on the same directory covers what was there.
+        let mut remote: BTreeMap<String, String> =
+            mounts.into_iter().map(|mount| (mount.target, mount.fstype)).collect();
+        remote.retain(|target, fstype| target != "/" && is_remote(fstype));
+        Ok(Self { root: &host.root, remote, is_here: RefCell::default(), read: RefCell::default() })
+    }
+
+    /// Whether a path can be looked at without asking another machine: whoever asks a file server that is down waits for ever, and
+    /// the homes of all accounts are looked at. Each part of the path is found to be here before the next one is looked for in it,
+    /// and so is what a link leads to.
+    fn ensure_here(&self, path: &str) -> Result<(), String> {
+        if self.remote.is_empty() {
+            return Ok(());
+        }
+        let mut left: Vec<OsString> = parts(Path::new(path));
+        let mut here = PathBuf::from("/");
+        let mut n_links = 0;
+        while let Some(part) = left.pop() {
+            if part == ".." {
+                here.pop();
+                continue;
+            }
+            let next = here.join(&part);
+            let Some(text) = next.to_str() else { return Err(format!("`{path}` leads to what is no text")) };
+            if let Some(fstype) = self.remote.get(text) {
+                return Err(format!("`{path}` is on another machine ({fstype}), which is not waited for"));
+            }
+            if self.is_here.borrow().contains(&next) {
+                here = next;
+                continue;
+            }
+            let link = AbsPath::new(text).map_err(|error| error.to_string())?;
+            match self.root.read_link(&link) {
+                Ok(Some(target)) => {
+                    n_links += 1;
+                    if n_links > MAX_LINKS {
+                        return Err(format!("`{path}` leads through too many links"));
+                    }
+                    if target.is_absolute() {
+                        here = PathBuf::from("/");
+                    }
+                    left.extend(parts(&target));
+                }
+                // It is no link.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.is_here.borrow_mut().insert(next.clone());
+                    here = next;
+                }
+                // There is nothing to enter, and whoever reads it is told why.
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     fn read(&self, path: &str) -> Result<Option<String>, String> {
-        // Whoever asks a file server that is down waits for ever, and the homes of all accounts are looked at.
-        if let Some((_, fstype)) = self.remote.iter().find(|(target, _)| Path::new(path).starts_with(target)) {
-            return Err(format!("`{path}` is on another machine ({fstype}), which is not waited for"));
-        }
+        self.ensure_here(path)?;
         let lost = |error: &dyn std::fmt::Display| format!("cannot read `{path}`: {error}");
         let path = AbsPath::new(path).map_err(|error| lost(&error))?;
         let found = match self.root.read(&path, MAX_FILE) {
@@ -450,6 +503,7 @@ impl Files for HostFiles<'_> {
     }
 
     fn names(&self, directory: &str) -> Result<Vec<String>, String> {
+        self.ensure_here(directory)?;
         let lost = |error: &dyn std::fmt::Display| format!("cannot list `{directory}`: {error}");
         let path = AbsPath::new(directory).map_err(|error| lost(&error))?;
         let names = self.root.list_names(&path, MAX_NAMES).map_err(|error| lost(&error))?;
@@ -457,22 +511,36 @@ impl Files for HostFiles<'_> {
     }
 }
 
+/// The parts of a path, the last one first.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    parts.rev().collect()
+}
+
 /// Whether what is in a file system of this type is asked of another machine. autofs mounts such a one when it is looked at.
 fn is_remote(fstype: &str) -> bool {
-    const REMOTE: [&str; 15] = [
+    const REMOTE: [&str; 19] = [
         "9p",
         "afs",
         "autofs",
+        "beegfs",
         "ceph",
         "cifs",
         "coda",
+        "fuse",
         "gfs2",
         "glusterfs",
+        "gpfs",
         "lustre",
         "ncpfs",
         "nfs",
         "nfs4",
         "ocfs2",
+        "orangefs",
         "smb3",
         "smbfs",
     ];

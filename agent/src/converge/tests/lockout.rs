@@ -88,31 +88,83 @@ fn keys_on_a_file_server_are_not_waited_for() {
     let without_a_key = |fstype: &str| {
         let world = world();
         world.write("/home/ops/.ssh/authorized_keys", "");
-        world.fakes.kernel.edit_mounts(|mounts| {
-            mounts.push(Mount {
-                target: "/home".to_owned(),
-                source: "server:/home".to_owned(),
-                fstype: fstype.to_owned(),
-                options: Vec::new(),
-                super_options: Vec::new(),
-            });
-        });
+        mount(&world, "/home", fstype);
         world
     };
     let closed = || vec![no_file("/etc/sudoers.d/90-ops")];
     drop(check_with(without_a_key("ext4"), LockOut::default(), closed(), &["changed file[/etc/sudoers.d/90-ops]"]));
-    for fstype in ["nfs4", "autofs", "fuse.sshfs"] {
+    for fstype in ["nfs4", "autofs", "fuse.sshfs", "fuse", "gpfs", "beegfs"] {
         let world =
             check_with(without_a_key(fstype), LockOut::default(), closed(), &["failed file[/etc/sudoers.d/90-ops]"]);
-        let plan =
-            observe_and_plan(&world.host, Memory::Record(&world.record), &new_revision(&desired(closed()))).to_text();
-        assert!(plan.contains("now `ops` perhaps can"), "{plan}");
+        check_now(&world, "`ops` perhaps can");
     }
     // What the policy itself puts there is known without a look.
     let keys = a_file("/home/ops/.ssh/authorized_keys", &format!("{KEY}\n"));
     let world = without_a_key("nfs4");
     let expected = ["changed file[/home/ops/.ssh/authorized_keys]", "failed file[/etc/sudoers.d/90-ops]"];
     drop(check_with(world, LockOut::default(), vec![keys, no_file("/etc/sudoers.d/90-ops")], &expected));
+}
+
+fn mount(world: &World, target: &str, fstype: &str) {
+    world.fakes.kernel.edit_mounts(|mounts| {
+        mounts.push(Mount {
+            target: target.to_owned(),
+            source: "server:/home".to_owned(),
+            fstype: fstype.to_owned(),
+            options: Vec::new(),
+            super_options: Vec::new(),
+        });
+    });
+}
+
+/// Nor where a link leads to a file server, whose own path names none.
+#[test]
+fn keys_behind_links_to_a_file_server_are_not_waited_for() {
+    let moved = |from: &str, to: &str, link: &str| {
+        let world = world();
+        let (from, to) = (world.path(from), world.path(to));
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::rename(&from, &to).unwrap();
+        std::os::unix::fs::symlink(link, from).unwrap();
+        world
+    };
+    let check = |world: World, server: &str, expected: &str| {
+        mount(&world, server, "nfs4");
+        check_now(&world, expected);
+    };
+    check(moved("/home", "/nfs/home", "/nfs/home"), "/nfs", "`ops` perhaps can");
+    check(moved("/home", "/nfs/home", "nfs/./home/"), "/nfs/home", "`ops` perhaps can");
+    check(moved("/home/ops", "/srv/nfs/ops", "../srv/nfs/ops"), "/srv/nfs", "`ops` perhaps can");
+    check(moved("/home/ops/.ssh/authorized_keys", "/nfs/keys", "/nfs/keys"), "/nfs", "`ops` perhaps can");
+    check(moved("/home", "/data/home", "/data/home"), "/nfs", "`ops` can");
+    check(world(), "/home/other", "`ops` can");
+}
+
+/// Who can get in, as the refusal of what closes it says.
+#[track_caller]
+fn check_now(world: &World, expected: &str) {
+    let policy = desired(vec![no_file("/etc/sudoers.d/90-ops")]);
+    let plan = observe_and_plan(&world.host, Memory::Record(&world.record), &new_revision(&policy)).to_text();
+    assert!(plan.contains(&format!("; now {expected}")), "{plan}");
+}
+
+#[test]
+fn only_the_last_mount_on_a_directory_counts() {
+    let world = world();
+    mount(&world, "/home", "autofs");
+    check_now(&world, "`ops` perhaps can");
+    mount(&world, "/home", "ext4");
+    check_now(&world, "`ops` can");
+}
+
+#[test]
+fn mounts_that_cannot_be_read_are_not_taken_for_none() {
+    let world = world();
+    world.fakes.kernel.hide_mounts();
+    let policy = desired(vec![no_file("/etc/sudoers.d/90-ops")]);
+    let plan = observe_and_plan(&world.host, Memory::Record(&world.record), &new_revision(&policy)).to_text();
+    assert!(plan.contains("it cannot be told whether anybody could log in after it: cannot read"), "{plan}");
+    assert!(plan.contains("mountinfo"), "{plan}");
 }
 
 #[test]

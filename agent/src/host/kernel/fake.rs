@@ -18,6 +18,7 @@ struct State {
     sysctls: BTreeMap<String, String>,
     modules: BTreeMap<String, Module>,
     mounts: Vec<Mount>,
+    hides_mounts: bool,
     /// What `mount` finds in fstab.
     mountable: BTreeMap<String, Mount>,
     mount_users: BTreeMap<String, Vec<String>>,
@@ -50,6 +51,11 @@ impl FakeKernel {
     /// What it has mounted.
     pub fn edit_mounts(&self, change: impl FnOnce(&mut Vec<Mount>)) {
         change(&mut self.lock().mounts);
+    }
+
+    /// Makes its table of mounts unreadable.
+    pub fn hide_mounts(&self) {
+        self.lock().hides_mounts = true;
     }
 
     /// What mounting a mount point brings.
@@ -121,7 +127,16 @@ impl Kernel for FakeKernel {
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, KernelError> {
-        Ok(self.lock().mounts.clone())
+        let state = self.lock();
+        if state.hides_mounts {
+            let source = io::Error::from_raw_os_error(13);
+            return Err(KernelError::Access {
+                operation: "read",
+                what: "/proc/thread-self/mountinfo".to_owned(),
+                source,
+            });
+        }
+        Ok(state.mounts.clone())
     }
 
     fn mount(&mut self, target: &AbsPath) -> Result<(), KernelError> {
