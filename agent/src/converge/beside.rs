@@ -103,39 +103,40 @@ pub fn look_at<'a>(root: &Root, desired: &DesiredState, resources: impl Iterator
             last = directory;
         }
     }
-    let mut found = Vec::new();
+    // Whoever fills a directory decides how many names there are: what no resource is about is dropped as it is read, and of the
+    // rest the first ones are kept.
+    let mut found: BTreeMap<(&ResourceId, AbsPath), (AbsPath, Version)> = BTreeMap::new();
     for directory in directories {
-        for (path, file, version) in siblings(root, Path::new(directory)) {
+        for_siblings(root, Path::new(directory), &mut |path, file, version| {
             let by_name = ResourceId::new(Kind::File, file.shared());
-            let resource = only.get(&by_name).map_or_else(|| settings.get(&file).copied(), |id| Some(*id));
+            let resource = only.get(&by_name).copied().or_else(|| settings.get(&file).copied());
             // What the policy itself declares is nobody's leftover.
-            let is_declared = desired.get(&ResourceId::new(Kind::File, path.shared())).is_some();
-            if let Some(resource) = resource.filter(|_| !is_declared) {
-                found.push((
-                    file,
-                    Beside { resource: resource.clone(), path, version, owners: Vec::new(), owners_unknown: None },
-                ));
+            let is_declared = || desired.get(&ResourceId::new(Kind::File, path.shared())).is_some();
+            if let Some(resource) = resource.filter(|_| !is_declared()) {
+                found.insert((resource, path), (file, version));
+                if found.len() > MOST {
+                    found.pop_last();
+                }
             }
-        }
+        });
     }
-    found.sort_by(|(_, a), (_, b)| (&a.resource, &a.path).cmp(&(&b.resource, &b.path)));
-    found.truncate(MOST);
     name_owners(root, found)
 }
 
-fn name_owners(root: &Root, found: Vec<(AbsPath, Beside)>) -> Vec<Beside> {
+fn name_owners(root: &Root, found: BTreeMap<(&ResourceId, AbsPath), (AbsPath, Version)>) -> Vec<Beside> {
     if found.is_empty() {
         return Vec::new();
     }
-    let files: BTreeSet<AbsPath> = found.iter().map(|(file, _)| file.clone()).collect();
+    let files: BTreeSet<AbsPath> = found.values().map(|(file, _)| file.clone()).collect();
     let recorded = owner::recorded(root, &files);
-    found
-        .into_iter()
-        .map(|(file, beside)| match &recorded {
-            Ok(owners) => Beside { owners: owners.get(&file).cloned().unwrap_or_default(), ..beside },
-            Err(why) => Beside { owners_unknown: Some(why.clone()), ..beside },
-        })
-        .collect()
+    let with_owners = |((resource, path), (file, version)): ((&ResourceId, AbsPath), (AbsPath, Version))| {
+        let (owners, owners_unknown) = match &recorded {
+            Ok(owners) => (owners.get(&file).cloned().unwrap_or_default(), None),
+            Err(why) => (Vec::new(), Some(why.clone())),
+        };
+        Beside { resource: resource.clone(), path, version, owners, owners_unknown }
+    };
+    found.into_iter().map(with_owners).collect()
 }
 
 /// The file that a resource declares or edits.
@@ -160,23 +161,22 @@ pub fn file_of(resource: &Resource) -> Option<&AbsPath> {
     }
 }
 
-/// What is in a directory and named as another version of something: its path, that of what it is a version of, and which it is.
-fn siblings(root: &Root, directory: &Path) -> Vec<(AbsPath, AbsPath, Version)> {
-    let mut found = Vec::new();
-    let Some(directory) = directory.to_str().and_then(|directory| AbsPath::new(directory).ok()) else { return found };
+/// Shows what is in a directory and named as another version of something: its path, that of what it is a version of, and which it
+/// is.
+fn for_siblings(root: &Root, directory: &Path, visit: &mut dyn FnMut(AbsPath, AbsPath, Version)) {
+    let Some(directory) = directory.to_str().and_then(|directory| AbsPath::new(directory).ok()) else { return };
     let listed = tree::names(root, &directory, &mut |name| {
         // A name that is no text belongs to no declared file.
         let Ok(name) = std::str::from_utf8(name.as_bytes()) else { return };
         let Some((base, version)) = version_of(name) else { return };
         if let (Ok(path), Ok(file)) = (directory.join(name), directory.join(base)) {
-            found.push((path, file, version));
+            visit(path, file, version);
         }
     });
     if let Err(error) = listed {
         // The files in it cannot be told either, and say so.
         tracing::debug!(%directory, %error, "cannot look for other versions");
     }
-    found
 }
 
 fn version_of(name: &str) -> Option<(&str, Version)> {
