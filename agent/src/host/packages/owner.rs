@@ -58,13 +58,13 @@ impl std::fmt::Display for Owner {
     }
 }
 
-/// The packages that a path belongs to, by the host's package database; none when none has it, or there is no database.
+/// The packages that a path belongs to, by the host's package database; none when none has it.
 ///
 /// # Errors
 ///
 /// In words, when it could not be told.
 pub fn owners(root: &Root, path: &AbsPath) -> Result<Vec<Owner>, String> {
-    if root.is_live() && !has_dpkg(root)? && has_rpm(root)? {
+    if root.is_live() && dpkg_lists(root)?.is_empty() && has_rpm(root)? {
         return ask_rpm(path);
     }
     let recorded = recorded(root, &BTreeSet::from([path.clone()]))?;
@@ -78,16 +78,20 @@ pub fn owners(root: &Root, path: &AbsPath) -> Result<Vec<Owner>, String> {
 /// In words, when it could not be told.
 pub fn recorded(root: &Root, paths: &BTreeSet<AbsPath>) -> Result<BTreeMap<AbsPath, Vec<Owner>>, String> {
     let mut owners: BTreeMap<AbsPath, Vec<Owner>> = paths.iter().map(|path| (path.clone(), Vec::new())).collect();
-    let lists = absolute(DPKG_LISTS)?;
-    let names = root.list_names(&lists, MAX_LISTS).map_err(|error| format!("cannot list `{lists}`: {error}"))?;
-    let Some(names) = names else {
-        return if has_rpm(root)? { Err("the database of rpm is not read".to_owned()) } else { Ok(owners) };
-    };
+    let lists = dpkg_lists(root)?;
+    if lists.is_empty() {
+        // No list of dpkg's is a host of another kind, or one of which only a part is here: it says nothing of who has what.
+        let why = if has_rpm(root)? {
+            "the database of rpm is not read".to_owned()
+        } else {
+            format!("`{DPKG_LISTS}` has no lists of files, and there is no database of rpm")
+        };
+        return Err(why);
+    }
     let spelled: HashMap<String, &AbsPath> =
         paths.iter().flat_map(|path| spellings(&path.to_string()).into_iter().map(move |text| (text, path))).collect();
-    for name in names.iter().filter_map(|name| name.to_str()) {
-        let Some(stem) = name.strip_suffix(".list") else { continue };
-        let has = lines_among(root, &format!("{DPKG_LISTS}/{name}"), &spelled)?;
+    for stem in lists {
+        let has = lines_among(root, &format!("{DPKG_LISTS}/{stem}.list"), &spelled)?;
         if has.is_empty() {
             continue;
         }
@@ -132,8 +136,12 @@ fn absolute(path: &str) -> Result<AbsPath, String> {
     AbsPath::new(path).map_err(|error| error.to_string())
 }
 
-fn has_dpkg(root: &Root) -> Result<bool, String> {
-    has(root, DPKG_LISTS)
+/// The packages whose files dpkg has a list of, as it names them. There is none where dpkg was only installed as a tool.
+fn dpkg_lists(root: &Root) -> Result<Vec<String>, String> {
+    let lists = absolute(DPKG_LISTS)?;
+    let names = root.list_names(&lists, MAX_LISTS).map_err(|error| format!("cannot list `{lists}`: {error}"))?;
+    let stem = |name: std::ffi::OsString| name.to_str()?.strip_suffix(".list").map(str::to_owned);
+    Ok(names.unwrap_or_default().into_iter().filter_map(stem).collect())
 }
 
 fn has_rpm(root: &Root) -> Result<bool, String> {
@@ -219,10 +227,19 @@ mod tests {
     #[test]
     fn what_is_not_known_is_not_taken_for_none() {
         let motd = || BTreeSet::from([AbsPath::new("/etc/motd").unwrap()]);
-        let (_dir, root) = host(&[]);
-        check(&root, "/etc/motd", &[]);
-        let (_dir, root) = host(&[("var/lib/rpm/rpmdb.sqlite", "")]);
-        assert_eq!(recorded(&root, &motd()), Err("the database of rpm is not read".to_owned()));
+        let unknown = |files: &[(&str, &str)], expected: &str| {
+            let (_dir, root) = host(files);
+            assert_eq!(recorded(&root, &motd()).unwrap_err(), expected);
+            assert_eq!(owners(&root, &AbsPath::new("/etc/motd").unwrap()).unwrap_err(), expected);
+        };
+        let nothing = "`/var/lib/dpkg/info` has no lists of files, and there is no database of rpm";
+        unknown(&[], nothing);
+        // A captured host may have no more than this.
+        unknown(&[("var/lib/dpkg/status", "Package: base-files\nStatus: install ok installed\n")], nothing);
+        let rpm = ("var/lib/rpm/rpmdb.sqlite", "");
+        unknown(&[rpm], "the database of rpm is not read");
+        // Where rpm is used, dpkg may be installed as a tool.
+        unknown(&[rpm, ("var/lib/dpkg/info/format", "1\n")], "the database of rpm is not read");
         // A list that is none cannot be read.
         let (_dir, root) = host(&[("var/lib/dpkg/info/a.list/x", ""), ("var/lib/dpkg/info/b.list", "/etc/motd\n")]);
         let why = recorded(&root, &motd()).unwrap_err();
