@@ -43,7 +43,7 @@ pub struct Command {
     pub env: Vec<(OsString, OsString)>,
     /// Standard input; empty means /dev/null.
     pub stdin: Vec<u8>,
-    /// After this long everything that it started is killed.
+    /// After this long everything that it started is killed: all of its unit where systemd runs it, its process group otherwise.
     pub deadline: Duration,
     /// The directory that it starts in.
     pub directory: PathBuf,
@@ -52,7 +52,8 @@ pub struct Command {
     /// A name under which a later process finds it; `None` for one that nobody can foretell. Letters, digits and `-_.` only.
     pub name: Option<String>,
     /// Whether what it leaves running is killed when it has ended. So it always is as a systemd unit; as a child of the agent
-    /// only if asked, because a package's script may start its daemon. Then its name must be nobody else's.
+    /// only if asked, because a package's script may start its daemon. Then its name must be nobody else's, and what cleared its
+    /// environment in a session of its own is not found.
     pub is_alone: bool,
 }
 
@@ -350,12 +351,12 @@ fn run_resolved(program: &Path, command: &Command) -> Result<Output, ExecError> 
         trim(&stdout);
         trim(&stderr);
     };
-    let end = wait(child, command, trim).map_err(wait_error)?;
-    // What left the group of what started it.
+    let end = wait(child, command, trim);
+    // What left the group of what started it; whatever became of the wait.
     if let Some(name) = command.name.as_ref().filter(|_| command.is_alone) {
         survivor::kill_all(name);
     }
-    let (code, status) = match end {
+    let (code, status) = match end.map_err(wait_error)? {
         End::Exited(status) => (status.code(), in_words(status)),
         End::Deadline => (None, killed_after(command.deadline)),
     };

@@ -84,29 +84,41 @@ fn find(name: &str, uid: u32) -> Option<Pid> {
 }
 
 /// Kills everything that has this name in its environment, in a session of its own or not: only for a name that nothing else has.
+/// What has cleared its environment is not found.
 pub(super) fn kill_all(name: &str) {
     let mark = format!("{MARK}={name}");
-    // What is killed may have started something meanwhile, but not for ever.
+    until_none_is_found(|| kill_found(mark.as_bytes()));
+}
+
+/// Looks until nothing was found twice: what is killed may have started something meanwhile, and the environment of a process reads
+/// as empty while it becomes another program. But not for ever.
+fn until_none_is_found(mut look: impl FnMut() -> usize) {
+    let mut n_empty = 0;
     for _ in 0..MAX_ROUNDS {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return };
-        let mut n_killed = 0;
-        for entry in entries.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-            else {
-                continue;
-            };
-            // A number may be given to another process, a descriptor is not.
-            let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            if has_mark(&entry.path(), mark.as_bytes())
-                && rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).is_ok()
-            {
-                n_killed += 1;
-            }
-        }
-        if n_killed == 0 {
+        n_empty = if look() == 0 { n_empty + 1 } else { 0 };
+        if n_empty == 2 {
             return;
         }
     }
+}
+
+/// Kills what has a mark now; returns how many.
+pub(super) fn kill_found(mark: &[u8]) -> usize {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let mut n_killed = 0;
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        // A number may be given to another process, a descriptor is not.
+        let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        if has_mark(&entry.path(), mark)
+            && rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).is_ok()
+        {
+            n_killed += 1;
+        }
+    }
+    n_killed
 }
 
 fn has_mark(process: &Path, mark: &[u8]) -> bool {
@@ -210,6 +222,22 @@ mod tests {
         for thread in threads {
             assert_eq!(thread.join().unwrap().unwrap(), "signal 9");
         }
+    }
+
+    #[test]
+    fn what_is_not_seen_once_is_looked_for_again() {
+        let check = |found: &[usize], expected: u32| {
+            let mut n_looks = 0;
+            let mut found = found.iter().copied();
+            until_none_is_found(|| {
+                n_looks += 1;
+                found.next().unwrap_or(0)
+            });
+            assert_eq!(n_looks, expected);
+        };
+        check(&[], 2);
+        check(&[3, 0, 1, 0, 0], 5);
+        check(&[1; 1000], MAX_ROUNDS);
     }
 
     #[test]

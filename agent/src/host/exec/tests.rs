@@ -76,6 +76,39 @@ fn the_deadline_ends_everything_that_was_started() {
     }
 }
 
+/// Whoever starts this process with SIGCHLD ignored leaves it nothing to wait for.
+#[test]
+fn what_is_alone_leaves_nothing_behind_even_when_it_cannot_be_waited_for() {
+    const INNER: &str = "REKINDLE_TEST_SIGCHLD_IGNORED";
+    let this = "host::exec::tests::what_is_alone_leaves_nothing_behind_even_when_it_cannot_be_waited_for";
+    if std::env::var_os(INNER).is_none() {
+        let program = std::env::current_exe().unwrap();
+        let inner = Command::new("env")
+            .args(["--ignore-signal=CHLD".into(), program.into_os_string()])
+            .args(["--exact", this, "--nocapture"])
+            .env(INNER, "1");
+        let output = run_direct(&inner).unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status, "exit status 0", "{said}");
+        assert!(said.contains("test result: ok. 1 passed"), "{said}");
+        return;
+    }
+    let name = format!("test-unwaited-{}", std::process::id());
+    // It ends when the other is in a session of its own.
+    let script = "mkfifo $0 && { setsid sh -c 'echo > $0; exec sleep 600' $0 & read x < $0; }";
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo").into_os_string();
+    let command = Command {
+        name: Some(name.clone()),
+        is_alone: true,
+        ..Command::new("/bin/sh").args(["-c", script]).args([fifo])
+    };
+    let error = run_direct(&command).unwrap_err();
+    assert!(matches!(error, ExecError::Wait { .. }), "{error:?}");
+    assert_eq!(survivor::kill_found(format!("{}={name}", survivor::MARK).as_bytes()), 0);
+}
+
 #[test]
 fn a_grandchild_that_keeps_the_output_open_delays_nobody() {
     let started = Instant::now();
