@@ -1,5 +1,7 @@
 //! Who can get in, from texts.
 
+mod real_sshd;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -196,6 +198,7 @@ fn a_block_of_an_included_file_counts_where_the_block_that_includes_it_does() {
     // The file's block ends with the file, and comes before what follows.
     let no = "Match all\nPubkeyAuthentication no\n";
     check(&including("Match User ops\nInclude x\nPubkeyAuthentication yes\n", no), Closed);
+    check(&including("Match User ops\nX11Forwarding no\nInclude x\nPubkeyAuthentication yes\n", no), Closed);
     check(&including("Match User ops\nPubkeyAuthentication yes\nInclude x\n", no), Open);
     check(
         &including(
