@@ -9,7 +9,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 
 use crate::Bench;
-use crate::proc::Scheduling;
+use crate::proc::NORMAL;
 use crate::process::{self, Helper, answer, read_spec, say_ready};
 use crate::stats::median;
 use crate::table::{Goal, Row};
@@ -60,7 +60,7 @@ impl Compile {
         }
         let rounds =
             Rounds { rekindle: bench.rekindle.clone(), policy: directory.path().to_owned(), n: self.rounds.max(1) };
-        let mut helper = Helper::start(&bench.exe, "__compile", &rounds, Scheduling { fifo: 0, nice: 0 })?;
+        let mut helper = Helper::start(&bench.exe, "__compile", &rounds, NORMAL)?;
         helper.wait_ready()?;
         let took: Took = helper.finish()?;
         let what = format!("`rekindle check` of a policy of {} resources", self.resources);

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::Bench;
 use crate::foreign::Reads;
-use crate::proc::{Scheduling, pss, usage};
+use crate::proc::{NORMAL, pss, usage};
 use crate::process::{Background, Helper, pause};
 use crate::sandbox::Sandbox;
 use crate::table::{Goal, Row};
@@ -69,7 +69,7 @@ impl Idle {
         let memory = (pss(agent_pid)?, pss(courier_pid)?);
 
         let reads = Reads { paths: tree.places(sandbox.root()), per_second: READS };
-        let mut reader = Helper::start(&bench.exe, "__read", &reads, Scheduling { fifo: 0, nice: 0 })?;
+        let mut reader = Helper::start(&bench.exe, "__read", &reads, NORMAL)?;
         reader.wait_ready()?;
         let before = usage(agent_pid)?.wakeups;
         pause(Duration::from_secs(self.read_seconds));

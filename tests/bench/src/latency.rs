@@ -12,7 +12,7 @@ use rekindle_tests::wait_for;
 use crate::clock::{Stamp, between};
 use crate::floor::guard::{Guarded, Guarding};
 use crate::foreign::{Drift, Drifts, Flood, Flooded, Kind};
-use crate::proc::{self, Scheduling};
+use crate::proc::{self, NORMAL, Scheduling};
 use crate::process::{Background, Helper, pause};
 use crate::sandbox::{Agent, Sandbox};
 use crate::stats::{Summary, median, show};
@@ -202,7 +202,7 @@ const SLOW: Duration = Duration::from_millis(1);
 
 fn shown(scheduling: Scheduling) -> String {
     match scheduling {
-        Scheduling { fifo: 0, nice } => format!("at nice {nice}"),
+        Scheduling { fifo: 0, nice, .. } => format!("at nice {nice}"),
         Scheduling { fifo, .. } => format!("under SCHED_FIFO {fifo}"),
     }
 }
@@ -230,6 +230,10 @@ impl Stage {
         tree::settle(sandbox.root())?;
         pause(Duration::from_secs(1));
         let scheduling = proc::scheduling(agent.pid()?, WATCHER)?.context("the agent has no thread that watches")?;
+        let scheduling = Scheduling { cpu: processors().0, ..scheduling };
+        if let Some(cpu) = scheduling.cpu {
+            proc::bind(agent.pid()?, WATCHER, cpu)?;
+        }
         let n_expected = sandbox.status()?.n_repairs;
         Ok(Self {
             exe: bench.exe.clone(),
@@ -255,7 +259,7 @@ impl Stage {
             patience: MISSED,
             spare: self.sandbox.scratch().join("spare"),
         };
-        let mut foreign = Helper::start(&self.exe, "__drift", &spec, NORMAL)?;
+        let mut foreign = Helper::start(&self.exe, "__drift", &spec, Scheduling { cpu: processors().1, ..NORMAL })?;
         foreign.wait_ready()?;
         let drifts: Vec<Drift> = foreign.finish()?;
         self.end_round(side, floor, n)?;
@@ -267,7 +271,7 @@ impl Stage {
         let floor = self.floor(side, Kind::Content, 1)?;
         let root = self.root_of(side);
         let spec = Flood { files: self.files(&root), patience: MISSED };
-        let mut foreign = Helper::start(&self.exe, "__flood", &spec, NORMAL)?;
+        let mut foreign = Helper::start(&self.exe, "__flood", &spec, Scheduling { cpu: processors().1, ..NORMAL })?;
         foreign.wait_ready()?;
         let flooded = foreign.finish()?;
         let durable = self.end_round(side, floor, self.tree.n_files)?;
@@ -342,5 +346,12 @@ impl Stage {
     }
 }
 
-/// The other process is scheduled like most programs.
-const NORMAL: Scheduling = Scheduling { fifo: 0, nice: 0 };
+/// Processors for who watches and for the process that changes files, where there are two. On the same one a watcher that is
+/// real-time runs before the writer's `close` returns, on another one after it: 50 µs that have nothing to do with what is
+/// compared, and would be given to either side by chance.
+fn processors() -> (Option<usize>, Option<usize>) {
+    match std::thread::available_parallelism() {
+        Ok(n) if n.get() > 1 => (Some(0), Some(1)),
+        Ok(_) | Err(_) => (None, None),
+    }
+}

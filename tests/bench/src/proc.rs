@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,12 @@ pub struct Scheduling {
     pub fifo: u8,
     /// Niceness.
     pub nice: i8,
+    /// The processor that it is bound to, if it is.
+    pub cpu: Option<usize>,
 }
+
+/// Like most programs.
+pub const NORMAL: Scheduling = Scheduling { fifo: 0, nice: 0, cpu: None };
 
 /// Descriptors and watches that a process holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +81,20 @@ pub fn usage(pid: Pid) -> Result<Usage> {
     Ok(Usage { cpu: Duration::from_millis(ticks * 1000 / u64::try_from(per_second)?), wakeups })
 }
 
+/// Binds the thread of this name to one processor.
+pub fn bind(pid: Pid, thread: &str, cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).context("there is no such processor")?;
+    for task in tasks(pid)? {
+        let Ok(stat) = std::fs::read_to_string(task.join("stat")) else { continue };
+        if name(&stat) == Some(thread) {
+            let tid = task.file_name().and_then(|tid| tid.to_str()).context("a thread has a number")?.parse()?;
+            sched_setaffinity(Pid::from_raw(tid), &cpus).context("cannot bind a thread to a processor")?;
+        }
+    }
+    Ok(())
+}
+
 /// How the thread of this name is scheduled; `None` when there is none.
 pub fn scheduling(pid: Pid, thread: &str) -> Result<Option<Scheduling>> {
     for task in tasks(pid)? {
@@ -90,7 +110,7 @@ fn parse_scheduling(stat: &str) -> Result<Scheduling> {
     let nice = field(stat, 19)?.parse()?;
     let (priority, policy) = (field(stat, 40)?.parse()?, field(stat, 41)?);
     // SCHED_FIFO is 1; the bit for "children start over" is not in this field.
-    Ok(Scheduling { fifo: if policy == "1" { priority } else { 0 }, nice })
+    Ok(Scheduling { fifo: if policy == "1" { priority } else { 0 }, nice, cpu: None })
 }
 
 /// Type of the file system and the place that it is mounted from.
@@ -139,7 +159,7 @@ mod tests {
         assert_eq!(name(STAT), Some("a b) c"));
         assert_eq!(field(STAT, 3).unwrap(), "S");
         assert_eq!(field(STAT, 14).unwrap(), "50");
-        assert_eq!(parse_scheduling(STAT).unwrap(), Scheduling { fifo: 10, nice: -5 });
+        assert_eq!(parse_scheduling(STAT).unwrap(), Scheduling { fifo: 10, nice: -5, cpu: None });
     }
 
     #[test]

@@ -164,15 +164,22 @@ pub fn answer(value: &impl Serialize) -> Result<()> {
 }
 
 fn scheduled(exe: &Path, scheduling: Scheduling) -> Command {
-    if scheduling.fifo > 0 {
-        let mut command = command("chrt");
-        command.args(["--fifo", &scheduling.fifo.to_string()]).arg(exe);
-        command
-    } else if scheduling.nice != 0 {
-        let mut command = command("nice");
-        command.args(["-n", &scheduling.nice.to_string()]).arg(exe);
-        command
-    } else {
-        command(exe)
+    let Scheduling { fifo, nice, cpu } = scheduling;
+    let mut words = Vec::new();
+    if let Some(cpu) = cpu {
+        words.extend(["taskset".to_owned(), "--cpu-list".to_owned(), cpu.to_string()]);
+    }
+    if fifo > 0 {
+        words.extend(["chrt".to_owned(), "--fifo".to_owned(), fifo.to_string()]);
+    } else if nice != 0 {
+        words.extend(["nice".to_owned(), "-n".to_owned(), nice.to_string()]);
+    }
+    match words.split_first() {
+        Some((program, arguments)) => {
+            let mut command = command(program);
+            command.args(arguments).arg(exe);
+            command
+        }
+        None => command(exe),
     }
 }

@@ -54,6 +54,8 @@ impl Reload {
         let watcher = Watcher::start(directory.path().to_owned(), |_hint: Result<Hint, WatchError>| {})
             .context("cannot start a watcher")?;
         watcher.set_interests(fewer.clone());
+        // Only after an answer to a later question has all been given back.
+        watcher.stats();
         let before = held(Pid::this())?;
         let started = Instant::now();
         for _ in 0..self.reloads {
@@ -61,7 +63,6 @@ impl Reload {
             watcher.set_interests(fewer.clone());
         }
         let took = started.elapsed();
-        // Only after an answer to a later question has all been given back.
         watcher.stats();
         let after = held(Pid::this())?;
         eprintln!("reload: {} of the watcher took {}", self.reloads, show(took));

@@ -11,7 +11,7 @@ use rekindle_tests::{put, wait_for};
 use crate::Bench;
 use crate::clock::{between, now};
 use crate::foreign::{Flood, Flooded};
-use crate::proc::Scheduling;
+use crate::proc::NORMAL;
 use crate::process::{Helper, pause};
 use crate::sandbox::Sandbox;
 use crate::stats::show;
@@ -94,12 +94,8 @@ impl Storm {
         // Once more in each directory: the one that no longer reports stays wrong.
         let again: Vec<(PathBuf, usize)> = places.into_iter().step_by(tree.per_directory).collect();
         let n_again = again.len();
-        let mut foreign = Helper::start(
-            &bench.exe,
-            "__flood",
-            &Flood { files: again.clone(), patience: WATCHED },
-            Scheduling { fifo: 0, nice: 0 },
-        )?;
+        let mut foreign =
+            Helper::start(&bench.exe, "__flood", &Flood { files: again.clone(), patience: WATCHED }, NORMAL)?;
         foreign.wait_ready()?;
         let flooded: Flooded = foreign.finish()?;
         let n_blind = match flooded.visible {

@@ -9,12 +9,10 @@ use anyhow::{Context, Result};
 use rekindle_bench::floor::guard::{Guarded, Guarding};
 use rekindle_bench::floor::scan::{Method, groups, is_available, pass};
 use rekindle_bench::foreign::{Drift, Drifts, Flood, Flooded, Kind, Reads};
-use rekindle_bench::proc::Scheduling;
+use rekindle_bench::proc::NORMAL;
 use rekindle_bench::process::Helper;
 use rekindle_bench::tree::{self, Tree};
 use tempfile::TempDir;
-
-const NORMAL: Scheduling = Scheduling { fifo: 0, nice: 0 };
 
 /// Longer than any busy machine needs; reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(60);
