@@ -148,16 +148,17 @@ fn a_command(world: &World, owed_by: &[ResourceId]) -> Resource {
     let argv = Argv::new(owned(&["/bin/sh", "-c", &made])).unwrap();
     let (deadline, exit_codes) = (Duration::from_secs(60), vec![0]);
     let program = program::Program { argv, deadline, user: None, directory: None, env: Vec::new(), exit_codes };
+    // No other test's, which may run at the same time: what runs under the name already is waited for, and counts.
+    let name = format!("of{}", world.root.path().display().to_string().replace(['/', '.'], "-"));
     let command = command::Desired {
-        // No other test's, which it would wait for.
-        name: "of-the-laws".to_owned(),
+        name: name.clone(),
         program,
         onlyif: None,
         unless: None,
         creates: Some(abs(MADE)),
         owed_by: owed_by.into(),
     };
-    let mut command = resource(Kind::Command, "of-the-laws", Desired::Command(Box::new(command)));
+    let mut command = resource(Kind::Command, &name, Desired::Command(Box::new(command)));
     command.requires = owed_by.into();
     command
 }
