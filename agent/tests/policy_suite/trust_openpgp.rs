@@ -92,11 +92,13 @@ fn threat_keys_that_expired_or_were_revoked() {
     let commit = signer.commit(&fingerprint);
     assert!(signer.verify(&commit, &signer.keyring(&[])).is_ok());
     // The key expires after the signature, and long ago.
-    let yesterday =
-        (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24)).strftime("%Y%m%dT%H%M%S").to_string();
+    let yesterday = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24);
+    let shown = |time: jiff::Timestamp| time.strftime("%Y%m%dT%H%M%S").to_string();
+    // Making a key takes a while, and none signs before it was made.
+    let (yesterday, later) = (shown(yesterday), shown(yesterday + jiff::SignedDuration::from_secs(30)));
     let early = Signer::new();
     let expired = early.key("Ops <ops@acme.example>", "ed25519", "seconds=60", &["--faked-system-time", &yesterday]);
-    let script = format!("#!/bin/sh\nexec gpg --faked-system-time {yesterday} \"$@\"\n");
+    let script = format!("#!/bin/sh\nexec gpg --faked-system-time {later} \"$@\"\n");
     crate::support::write_files(early.repository.path(), &[("gpg-of-yesterday", script.as_bytes())]);
     early.repository.run("chmod", &["755", "gpg-of-yesterday"], b"");
     let program = format!("gpg.program={}", early.repository.path().join("gpg-of-yesterday").display());
