@@ -171,7 +171,7 @@ fn case_32_touching_without_changing_is_no_drift() {
 #[test]
 fn case_39_a_poisoned_copy_is_not_used() {
     let sandbox = Sandbox::guard(&["/d/t"]);
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 64);
     for entry in fs::read_dir(sandbox.stage()).unwrap() {
         let path = entry.unwrap().path();
         fs::write(&path, "poison").unwrap();
@@ -280,18 +280,25 @@ fn a_withdrawn_file_is_left_alone_and_the_others_are_not() {
 
 #[test]
 fn a_file_that_drifts_again_and_again_gets_more_copies() {
-    let sandbox = Sandbox::guard(&["/d/t"]);
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
+    let sandbox = Sandbox::guard(&[]);
+    fs::create_dir(sandbox.at("/d")).unwrap();
+    fs::write(sandbox.at("/d/t"), GOOD).unwrap();
+    fs::set_permissions(sandbox.at("/d/t"), fs::Permissions::from_mode(0o644)).unwrap();
+    sandbox.watcher.set_interests(vec![interest("/d/t")]);
+    // With so many files, each has a few copies, and room for more.
+    let others = (0..199).map(|n| declared(&format!("/d/other{n}"), &format!("good {n}"), &[]));
+    sandbox.arm_as(others.chain([declared("/d/t", GOOD, &[])]).collect(), 200);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 200 * 5);
     let mut n = 0;
-    // A busy machine may take a pause in the middle of a burst, which is then no burst.
-    sandbox.wait("more copies", || {
+    let mut drift = || {
         n += 1;
-        sandbox.expect_ready(1);
-        fs::write(sandbox.at("/d/t"), format!("evil {n}")).unwrap();
+        sandbox.expect_ready(200);
+        fs::write(sandbox.at("/d/t"), format!("evil {n}")).expect("the file can be written");
         sandbox.expect_good("/d/t");
-        sandbox.guard.readiness().n_copies > 8
-    });
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies >= 32);
+        sandbox.guard.readiness().n_copies
+    };
+    // A busy machine may take a pause in the middle of a burst, which is then no burst.
+    sandbox.wait("more copies", || drift() > 200 * 5);
     assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
 }
 
@@ -361,7 +368,7 @@ fn what_a_kill_left_on_the_stage_is_kept_recorded_and_owed() {
     let unit = UnitName::new("ssh.service").unwrap();
     sandbox.arm_as(vec![declared("/d/t", GOOD, &[(Notify::Restart, unit.clone())])], 1);
     // None is being written any more.
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 8);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 64);
     let copy = fs::read_dir(sandbox.stage()).unwrap().next().unwrap().unwrap().file_name();
     let dir = {
         let Sandbox { watcher, guard, dir, .. } = sandbox;

@@ -20,6 +20,8 @@ const LONGEST: usize = 1024 * 1024;
 /// the disk.
 const VERY_FEW: usize = 128;
 const FEW: usize = 1000;
+/// With still fewer, there is room for as many as this of all together: a first burst of drift does not wait for the disk at all.
+const ROOM: usize = 1024;
 
 /// Where the files of one directory are, and where their copies lie.
 #[derive(Clone)]
@@ -152,8 +154,11 @@ impl Plan {
         } else {
             1
         };
-        for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
-            pool.want(u32::try_from((n_files * each).clamp(1, 64)).unwrap_or(1), &mut self.spent);
+        // Each pool has some before any has more.
+        for each in [each, each.max(ROOM / n_all.max(1))] {
+            for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
+                pool.want(u32::try_from((n_files * each).clamp(1, 64)).unwrap_or(1), &mut self.spent);
+            }
         }
         self.leave_out_unallotted();
     }
