@@ -255,8 +255,13 @@ impl<'a> Run<'a, '_> {
     fn settle_secrets(&mut self, interrupted: bool) {
         let desired = self.request.desired;
         let is_in_sync = |outcome: &Outcome| matches!(outcome, Outcome::Unchanged | Outcome::Changed { .. });
-        let all_in_sync = self.reports.iter().all(|report| is_in_sync(&report.outcome));
-        let sight = if self.info.full && !interrupted && all_in_sync { Sight::Whole } else { Sight::Partial };
+        // A check that fails, or a package that cannot be told of, hides no secret.
+        let may_hide = |report: &ResourceReport| desired.get(&report.resource).is_none_or(SecretPaths::looks_at);
+        let all_in_sync =
+            self.reports.iter().filter(|report| may_hide(report)).all(|report| is_in_sync(&report.outcome));
+        // What an operator applies need not be the policy that the secrets belong to.
+        let is_whole = self.info.full && self.info.cause != Cause::Operator && !interrupted && all_in_sync;
+        let sight = if is_whole { Sight::Whole } else { Sight::Partial };
         let in_sync = self.reports.iter().filter(|report| is_in_sync(&report.outcome));
         self.secrets.settle(self.context.record, in_sync.filter_map(|report| desired.get(&report.resource)), sight);
     }

@@ -34,7 +34,7 @@ pub struct Plan {
     pub beside: Vec<Beside>,
     /// Why it cannot be told what is owed already, if so.
     pub owed_unknown: Option<String>,
-    /// Why no content is shown, if so: it cannot be told where secrets stand.
+    /// Why content that may be a secret is not shown, if so: it cannot be told where secrets stand.
     pub concealed: Option<String>,
 }
 
@@ -216,7 +216,10 @@ impl Plan {
             line(&mut text, format_args!("beside {}\n    {beside}", beside.resource));
         }
         if let Some(why) = &self.concealed {
-            line(&mut text, format_args!("no content is shown, because it cannot be told where secrets stand"));
+            line(
+                &mut text,
+                format_args!("what may be a secret is not shown, because it cannot be told where secrets stand"),
+            );
             line(&mut text, format_args!("    {}", visible(why)));
         }
         if let Some(why) = &self.owed_unknown {

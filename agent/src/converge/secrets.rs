@@ -4,7 +4,7 @@
 //! secret leaves the policy, or becomes content that everybody may see, is a secret still. So the paths are remembered, from before
 //! a secret is put there until something else was.
 //!
-//! - What cannot be read is not nothing: where it cannot be told whether a secret stands, no content is shown. It is backed up
+//! - What cannot be read is not nothing: where it cannot be told whether a secret stands, content is not shown. It is backed up
 //!   all the same, because nothing must be lost, and the backup store is root's alone.
 //! - A memory that could not be read is never written over as if it had been empty: what is not known stays in doubt until it was
 //!   found as declared.
@@ -60,9 +60,20 @@ impl SecretPaths {
             }),
         };
         if let Some(Doubt { why, .. }) = &doubt {
-            tracing::warn!("it cannot be told at which paths secrets stand, so that no content is shown: {why}");
+            // Each run asks.
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| {
+                tracing::warn!(
+                    "what may be a secret is not shown, because it cannot be told where secrets stand: {why}"
+                );
+            });
         }
         Self { known: known.ok().flatten().unwrap_or_default(), doubt }
+    }
+
+    /// Whether a resource looks at content: what a command creates is not looked into, and a check has no path.
+    pub(super) fn looks_at(resource: &Resource) -> bool {
+        !matches!(resource.desired, Desired::Command(_)) && !resource.watched().paths.is_empty()
     }
 
     /// Why it cannot be told where secrets stand, if so.
@@ -168,7 +179,5 @@ fn paths(resource: &Resource) -> impl Iterator<Item = String> {
 }
 
 fn is_any_at(resource: &Resource, is_at: impl Fn(&AbsPath) -> bool) -> bool {
-    // What a command creates is not looked into.
-    let looks_into = !matches!(resource.desired, Desired::Command(_));
-    looks_into && !resource.desired.is_secret() && resource.watched().paths.iter().any(is_at)
+    SecretPaths::looks_at(resource) && !resource.desired.is_secret() && resource.watched().paths.iter().any(is_at)
 }

@@ -17,11 +17,13 @@ use super::table::{self, Likeness, Pool, Table};
 use super::{Order, Shared};
 use crate::host::root::{self, Metadata, stat_of};
 use crate::host::stage::Stage;
+use crate::host::thread::most_open_files;
 use crate::policy::Revision;
 use crate::resource::ResourceId;
 use crate::watch::{Hint, Sink, Touch, Touched, WatchError, Witness};
 
-/// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk.
+/// Most deeds that the keeper may have before it; beyond that ordinary runs repair, which cannot outrun the disk. Each holds a
+/// descriptor, so it is no more than half of what the process may have open.
 const MOST_OPEN: usize = 8192;
 
 /// Most deeds for which a descriptor of their process is kept until the keeper has found out who it was.
@@ -64,6 +66,8 @@ pub struct Reflex<H> {
     hints: H,
     seen: Seen,
     buffer: Vec<u8>,
+    /// See [`MOST_OPEN`].
+    most_open: usize,
 }
 
 /// Told who was seen at resources that are left to ordinary runs.
@@ -77,7 +81,8 @@ impl<H> std::fmt::Debug for Reflex<H> {
 
 impl<H> Reflex<H> {
     pub(super) fn new(shared: Arc<Shared>, orders: mpsc::Sender<Order>, hints: H) -> Self {
-        Self { shared, orders, hints, seen: Box::new(|_, _| ()), buffer: Vec::with_capacity(64 * 1024) }
+        let most_open = (most_open_files() / 2).min(MOST_OPEN);
+        Self { shared, orders, hints, seen: Box::new(|_, _| ()), buffer: Vec::with_capacity(64 * 1024), most_open }
     }
 
     /// Also says who was seen at what is left to ordinary runs, just before the hint.
@@ -120,7 +125,7 @@ impl<H> Reflex<H> {
         if matches!(found, Found::InSync) {
             return Some(());
         }
-        if self.shared.n_open.load(Ordering::Relaxed) >= MOST_OPEN {
+        if self.shared.n_open.load(Ordering::Relaxed) >= self.most_open {
             return None;
         }
         // Before anything is changed, so that nothing changed goes untold.

@@ -204,11 +204,19 @@ fn is_corrupt(error: &RecordError) -> bool {
     }
 }
 
+/// The directory of the backups, which is made after the database.
+pub(super) const BACKUPS: &str = "backup";
+
 /// What the name of a database that was set aside has after its own.
 const ASIDE: &str = ".corrupt-";
 
-/// Whether a database was set aside here. Where that cannot be told, one may have been.
+/// Whether there was a database here: one was set aside, or is gone and its backups are not. Where that cannot be told, there may
+/// have been.
 fn was_lost(path: &Path) -> bool {
+    let backups = path.with_file_name(BACKUPS);
+    if !matches!(std::fs::symlink_metadata(backups), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return true;
+    }
     let is_aside = |name: &std::ffi::OsStr| {
         let own = path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         let rest = own.and_then(|own| name.as_encoded_bytes().strip_prefix(own));

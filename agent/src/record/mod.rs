@@ -129,7 +129,7 @@ impl Record {
             Err(error) if error.is_full() && reserve.release_for("the journal") => database::open_or_replace(&path)?,
             opened => opened?,
         };
-        let backups = BackupStore::open(&state.join("backup"))?;
+        let backups = BackupStore::open(&state.join(database::BACKUPS))?;
         let mut record = Self { backups: Some(backups), reserve: Some(reserve), ..Self::new(connection) };
         record.mark_interrupted()?;
         record.prune(Timestamp::now())?;
@@ -139,7 +139,7 @@ impl Record {
     /// Opens the record once more for writing, beside one of the same process that [`Record::open`] opened.
     pub fn open_beside(state: &Path) -> Result<Self, RecordError> {
         let (connection, _) = database::open_or_replace(&state.join(DATABASE))?;
-        let backups = BackupStore::open_beside(&state.join("backup"));
+        let backups = BackupStore::open_beside(&state.join(database::BACKUPS));
         Ok(Self { backups: Some(backups), reserve: Some(Reserve::of(state)), ..Self::new(connection) })
     }
 
@@ -260,7 +260,7 @@ impl Record {
 
 /// Reads content that was kept, given a state directory; `None` when it has been dropped to make room.
 pub fn kept(state: &Path, name: &str) -> Result<Option<Vec<u8>>, RecordError> {
-    backup::read(&state.join("backup"), name)
+    backup::read(&state.join(database::BACKUPS), name)
 }
 
 /// Microseconds since the epoch, as the database keeps time.

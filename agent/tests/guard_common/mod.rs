@@ -17,7 +17,7 @@ use rekindle::resource::{AbsPath, Content, Kind, Mode, Names, Notify, Principal,
 use rekindle::watch::{DirtySet, Hint, Interest, WatchError, Watcher};
 
 /// Longer than any busy machine needs; reached only by a test that fails.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The content that every file of [`Sandbox::guard`] is declared with.
 pub const GOOD: &str = "the declared content\n";

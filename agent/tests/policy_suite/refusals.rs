@@ -410,6 +410,7 @@ fn what_cuts_a_host_off() {
                 &["unconfirmed"],
             ),
             (&format!("[policy]\nlock_out = 'allow'\n{firewall}"), &[]),
+            ("[directory.'/etc/netplan']\npurge = true\n", &["purge"]),
             (
                 "[file.'/etc/nftables.conf.bak']\ncontent = 'x'\n[file.'/etc/networks']\ncontent = 'loopback 127.0.0.0'\n",
                 &[],

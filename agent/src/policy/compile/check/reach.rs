@@ -6,11 +6,12 @@
 
 use super::Graph;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
-use crate::resource::{AbsPath, Desired, UnitName};
+use crate::resource::{AbsPath, Desired, Ensure, UnitName, directory};
 
 /// Files, and directories with all that is beneath them, on one of the supported distributions.
-const FILES: [&str; 16] = [
+const FILES: [&str; 19] = [
     "/etc/NetworkManager",
+    "/etc/dhcpcd.conf",
     "/etc/ferm",
     "/etc/firewalld",
     "/etc/iptables",
@@ -24,8 +25,10 @@ const FILES: [&str; 16] = [
     "/etc/sysconfig/iptables",
     "/etc/sysconfig/network",
     "/etc/sysconfig/network-scripts",
+    "/etc/sysconfig/nftables.conf",
     "/etc/systemd/network",
     "/etc/ufw",
+    "/etc/wpa_supplicant",
 ];
 
 const SERVICES: [&str; 14] = [
@@ -51,7 +54,9 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     }
     let mut unconfirmed = graph.active().filter(|(i, _)| {
         graph.lowered(*i).is_some_and(|lowered| {
-            decides(&lowered.desired) && lowered.notes.as_ref().is_none_or(|notes| notes.confirm.is_none())
+            decides(&lowered.desired)
+                && may_be_confirmed(&lowered.desired)
+                && lowered.notes.as_ref().is_none_or(|notes| notes.confirm.is_none())
         })
     });
     let Some((_, first)) = unconfirmed.next() else { return };
@@ -85,6 +90,15 @@ fn decides(desired: &Desired) -> bool {
         | Desired::Check(_)
         | Desired::Sweep(_) => false,
     }
+}
+
+/// What a secret replaces is not kept and what a purge moves is not put back, so that neither can have `confirm`.
+fn may_be_confirmed(desired: &Desired) -> bool {
+    let purges = matches!(
+        desired,
+        Desired::Directory(directory::Desired { ensure: Ensure::Present(spec), .. }) if spec.rules.is_some()
+    );
+    !purges && !desired.is_secret()
 }
 
 fn is_beneath(path: &AbsPath) -> bool {
