@@ -14,6 +14,7 @@ use super::policy::{Held, held, held_in};
 use super::undo::entry;
 use super::{CliError, Global, Out, Outcome, exit, settings};
 use crate::config::Settings;
+use crate::converge::SecretPaths;
 use crate::host::Host;
 use crate::policy::edit::{self, New, Origin};
 use crate::record::{self, HistoryEntry, Record};
@@ -81,17 +82,29 @@ fn refuse(text: impl Into<String>) -> CliError {
     CliError::refused(text)
 }
 
+fn may_be_secret(id: &ResourceId) -> CliError {
+    refuse(format!(
+        "what was found in {id} is, or may be, a secret: it belongs into no policy in clear\n\
+         hint: encrypt the new value yourself"
+    ))
+}
+
 /// What was there: before a step of ours, or now if nothing was done about it.
 fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: &Resource) -> Result<Wanted, CliError> {
     let id = &entry.resource;
     let by_path = matches!(resource.desired, Desired::File(_) | Desired::Directory(_) | Desired::Symlink(_));
     let acted = matches!(entry.outcome.as_str(), "changed" | "interrupted" | "undone");
-    if entry.changes.iter().any(Change::is_concealed) {
-        return Err(refuse(format!(
-            "what was found in {id} is, or may be, a secret: it belongs into no policy in clear\n\
-             hint: encrypt the new value yourself"
-        )));
+    // What was no secret then may be one now, and the other way round.
+    let secrets = SecretPaths::recall(record);
+    let mut found = entry.changes.clone();
+    secrets.conceal_changes(resource, &mut found);
+    if found.iter().any(Change::is_concealed) {
+        return Err(may_be_secret(id));
     }
+    let shown = |stood: Stood, content| match secrets.may_be_at(resource) {
+        true => Wanted::Path(stood.hidden(), None),
+        false => Wanted::Path(stood, content),
+    };
     if by_path && acted {
         let place = record.places(entry.id)?.into_iter().next();
         let stood = place.map(|place| match entry.outcome.as_str() {
@@ -111,7 +124,7 @@ fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: 
             Some(name) => record::kept(&settings.paths.state, name)?,
             None => None,
         };
-        return Ok(Wanted::Path(stood, content));
+        return Ok(shown(stood, content));
     }
     if by_path {
         let root = crate::host::open_root(&settings.paths.root)?;
@@ -122,7 +135,7 @@ fn wanted(settings: &Settings, record: &Record, entry: &HistoryEntry, resource: 
             .read(&path, crate::resource::place::MAX_CONTENT)
             .map_err(|error| CliError::new(exit::UNKNOWN, anyhow::anyhow!("cannot read `{path}`: {error}")))?
             .map(|(content, _)| content);
-        return Ok(Wanted::Path(stood, content));
+        return Ok(shown(stood, content));
     }
     let values = entry
         .changes
@@ -197,7 +210,7 @@ fn adopt_path(
         }
         (Desired::File(desired), Stood::Hidden { .. }) => match &desired.ensure {
             Ensure::Present(spec) => changes.extend(permissions(settings, Some(&spec.ownership), stood)?),
-            Ensure::Absent => return Err(other()),
+            Ensure::Absent => return Err(may_be_secret(id)),
         },
         (Desired::Directory(desired), Stood::Directory { .. }) => {
             let declared = match &desired.ensure {

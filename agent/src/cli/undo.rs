@@ -9,11 +9,11 @@ use serde_json::json;
 use super::operate::{look, operator};
 use super::{CliError, Global, Out, Outcome, duration, exit, settings};
 use crate::config::Settings;
-use crate::converge::Cause;
+use crate::converge::{Cause, SecretPaths};
 use crate::host::root::Root;
 use crate::policy::Revision;
 use crate::record::{self, HistoryEntry, HistoryFilter, NewPause, Place, Record, RunInfo, RunLock, Undone};
-use crate::resource::{Action, Change, ChangeDetail, Stood, chain, stood};
+use crate::resource::{Action, Change, ChangeDetail, Stood, chain, conceal_in_undoing, stood};
 
 /// Arguments of `rekindle undo`.
 #[derive(Debug, Args)]
@@ -204,6 +204,7 @@ fn put_back(
     };
     let mut changes = Vec::new();
     let mut backup = None;
+    SecretPaths::suspect(record, due.iter().map(|place| &place.path), &entry.changes)?;
     for place in due {
         // What the step had left is kept, so that this can be undone as well.
         if let Some(Stood::File { .. }) = &place.after
@@ -236,6 +237,7 @@ fn put_back(
             after: Some(place.before.clone()),
         })
         .collect();
+    conceal_in_undoing(&mut changes, &entry.changes);
     let time = Timestamp::now();
     let run = RunInfo { id: None, started: time, revision, cause: Cause::Operator, full: false };
     let note = format!("undid #{}, by {}", entry.id, operator());

@@ -433,7 +433,10 @@ impl<'a> Run<'a, '_> {
         if !super::is_path(resource.id.kind) || blocks(&outcome) {
             self.forget_validations();
         }
-        let after = stood::look_at_places(&self.context.host.root, resource);
+        let mut after = stood::look_at_places(&self.context.host.root, resource);
+        if blocks(&outcome) && self.secrets.is_at(resource) {
+            after = after.into_iter().map(|(path, stood)| (path, stood.hidden())).collect();
+        }
         if let (true, Some(step), Outcome::Failed { .. }) = (must_be_armed, step, &outcome)
             && let Err(e) = self.context.record.give_no_time(step, Timestamp::now())
         {

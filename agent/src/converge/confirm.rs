@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use crate::host::units::{UnitVerb, Units};
 use crate::host::{Host, exec, sessions};
-use crate::record::{self, Confirmation, Place, Record, RunInfo, Undone};
-use crate::resource::{Action, Change, Notify, Proof, Stood, UnitName, chain, stood};
+use crate::record::{self, Confirmation, HistoryFilter, Place, Record, RunInfo, Undone};
+use crate::resource::{Action, Change, Notify, Proof, Stood, UnitName, chain, conceal_in_undoing, stood};
 
 use super::Cause;
 use super::secrets::SecretPaths;
@@ -68,6 +68,11 @@ pub fn put_back(
 ) -> Result<(), String> {
     let places = record.places(confirmation.step).map_err(|error| chain(&error))?;
     let secrets = SecretPaths::recall(record);
+    let step = changes_of(record, confirmation.step)?;
+    // Whoever was locked out must get in again, whatever can be written down.
+    if let Err(error) = SecretPaths::suspect(record, places.iter().map(|place| &place.path), &step) {
+        record.note_trouble(&error);
+    }
     let mut done = Vec::new();
     let mut changes: Vec<Change> = Vec::new();
     let mut backup = None;
@@ -93,6 +98,7 @@ pub fn put_back(
         changes.extend(stood::changes(&now, &place.before, None, None));
         done.push(Place { path: path.clone(), before: now, after: Some(place.before) });
     }
+    conceal_in_undoing(&mut changes, &step);
     if let Some(before) = &confirmation.unit {
         let verbs = [
             if before.enabled { UnitVerb::Enable } else { UnitVerb::Disable },
@@ -136,6 +142,13 @@ pub fn put_back(
         .record_undone(&run, &undone)
         .and_then(|_| record.unconfirmed(confirmation.step, why))
         .map_err(|error| chain(&error))
+}
+
+/// What a step changed.
+fn changes_of(record: &Record, step: i64) -> Result<Vec<Change>, String> {
+    let filter = HistoryFilter { id: Some(step), ..HistoryFilter::default() };
+    let entry = record.history(&filter).map_err(|error| chain(&error))?.pop();
+    Ok(entry.map(|entry| entry.changes).unwrap_or_default())
 }
 
 /// Has a unit take up what was put back; one that fell is started.

@@ -29,6 +29,7 @@ pub use apply::Validated;
 pub use first::{free_paths, is_path};
 pub use plan::Plan;
 pub use report::{Cause, DebtReport, Outcome, ResourceReport, RunReport, Scope};
+pub use secrets::SecretPaths;
 
 /// What a run works on.
 #[derive(Debug)]

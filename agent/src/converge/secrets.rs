@@ -8,17 +8,21 @@
 //!   all the same, because nothing must be lost, and the backup store is root's alone.
 //! - A memory that could not be read is never written over as if it had been empty: what is not known stays in doubt until it was
 //!   found as declared.
+//! - What was kept while it could not be told whether it is a secret may be one for ever, also when it is put back after the doubt
+//!   has ended.
 
 use std::collections::BTreeSet;
 
 use super::Memory;
 use crate::record::{LOST, Record, RecordError};
-use crate::resource::{AbsPath, Concealed, Desired, Drift, Resource, Verdict, chain};
+use crate::resource::{AbsPath, Change, Concealed, Desired, Drift, Resource, Verdict, chain};
 
 /// The paths at which secrets stand. In the record under [`SecretPaths::KEY`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct SecretPaths {
+pub struct SecretPaths {
     known: BTreeSet<String>,
+    /// Paths to which something was put back that may be a secret. In the record under [`SecretPaths::SUSPECTED`].
+    suspected: BTreeSet<String>,
     doubt: Option<Doubt>,
 }
 
@@ -39,6 +43,7 @@ pub(super) enum Sight {
 
 impl SecretPaths {
     const KEY: &str = "secret_paths";
+    const SUSPECTED: &str = "suspected_paths";
 
     /// What is remembered of a host.
     pub(super) fn of(memory: Memory<'_>) -> Self {
@@ -50,11 +55,11 @@ impl SecretPaths {
     }
 
     /// What a record remembers.
-    pub(super) fn recall(record: &Record) -> Self {
-        let (known, lost) = (record.load(Self::KEY), record.load(LOST));
-        let doubt = match (&known, &lost) {
-            (Err(error), _) | (Ok(_), Err(error)) => Some(Doubt::new(error)),
-            (Ok(_), Ok(lost)) => lost.clone().map(|cleared| Doubt {
+    pub fn recall(record: &Record) -> Self {
+        let (known, suspected, lost) = (record.load(Self::KEY), record.load(Self::SUSPECTED), record.load(LOST));
+        let doubt = match (&known, &suspected, &lost) {
+            (Err(error), ..) | (Ok(_), Err(error), _) | (Ok(_), Ok(_), Err(error)) => Some(Doubt::new(error)),
+            (Ok(_), Ok(_), Ok(lost)) => lost.clone().map(|cleared| Doubt {
                 why: "the state database was lost, and not everything was found as declared since".to_owned(),
                 cleared,
             }),
@@ -68,7 +73,8 @@ impl SecretPaths {
                 );
             });
         }
-        Self { known: known.ok().flatten().unwrap_or_default(), doubt }
+        let set = |paths: Result<Option<BTreeSet<String>>, RecordError>| paths.ok().flatten().unwrap_or_default();
+        Self { known: set(known), suspected: set(suspected), doubt }
     }
 
     /// Whether a resource looks at content: what a command creates is not looked into, and a check has no path.
@@ -89,7 +95,9 @@ impl SecretPaths {
     /// Whether a secret may stand at a path.
     pub(super) fn may_contain(&self, path: &AbsPath) -> bool {
         let path = path.to_string();
-        self.known.contains(&path) || self.doubt.as_ref().is_some_and(|doubt| !doubt.cleared.contains(&path))
+        self.known.contains(&path)
+            || self.suspected.contains(&path)
+            || self.doubt.as_ref().is_some_and(|doubt| !doubt.cleared.contains(&path))
     }
 
     /// Whether what a resource finds is known to be secret although what it declares is not.
@@ -98,18 +106,44 @@ impl SecretPaths {
     }
 
     /// Whether what a resource finds may be secret although what it declares is not.
-    pub(super) fn may_be_at(&self, resource: &Resource) -> bool {
-        (!self.known.is_empty() || self.doubt.is_some()) && is_any_at(resource, |path| self.may_contain(path))
+    pub fn may_be_at(&self, resource: &Resource) -> bool {
+        let is_any = !self.known.is_empty() || !self.suspected.is_empty() || self.doubt.is_some();
+        is_any && is_any_at(resource, |path| self.may_contain(path))
     }
 
     /// Takes what was found out of the words for a difference.
     pub(super) fn conceal(&self, resource: &Resource, verdict: &mut Verdict) {
-        if let Verdict::Drift(Drift { changes, .. }) = verdict
-            && self.may_be_at(resource)
-        {
+        if let Verdict::Drift(Drift { changes, .. }) = verdict {
+            self.conceal_changes(resource, changes);
+        }
+    }
+
+    /// Takes what was found out of changes of a resource, if it may be secret.
+    pub fn conceal_changes(&self, resource: &Resource, changes: &mut [Change]) {
+        if self.may_be_at(resource) {
             let what = if self.is_at(resource) { Concealed::Secret } else { Concealed::InDoubt };
             changes.iter_mut().for_each(|change| change.conceal(what));
         }
+    }
+
+    /// Remembers, before it is put back there, that something at these paths may be a secret, if the step that replaced it did not
+    /// show it.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be written down.
+    pub fn suspect<'p>(
+        record: &mut Record,
+        paths: impl Iterator<Item = &'p AbsPath>,
+        step: &[Change],
+    ) -> Result<(), RecordError> {
+        if !step.iter().any(Change::conceals_found) {
+            return Ok(());
+        }
+        let before = Self::recall(record);
+        let mut after = before.clone();
+        after.suspected.extend(paths.map(ToString::to_string));
+        after.try_save(record, &before)
     }
 
     /// Remembers, before it is put there, that a resource's content is secret.
@@ -130,6 +164,9 @@ impl SecretPaths {
     ) {
         let before = self.clone();
         for resource in in_sync {
+            if !self.suspected.is_empty() {
+                self.suspected.retain(|suspected| !paths(resource).any(|path| path == *suspected));
+            }
             if resource.desired.is_secret() {
                 self.known.extend(paths(resource));
                 continue;
@@ -149,22 +186,27 @@ impl SecretPaths {
 
     /// Writes down what is another than before. A doubt is written first and ended last, so that a kill leaves one too many.
     fn save(&self, record: &mut Record, before: &Self) {
-        if self == before {
-            return;
-        }
-        let mut write = || -> Result<(), RecordError> {
-            if let Some(doubt) = &self.doubt {
-                record.save(LOST, &doubt.cleared)?;
-            }
-            record.save(Self::KEY, &self.known)?;
-            if self.doubt.is_none() && before.doubt.is_some() {
-                record.forget(LOST)?;
-            }
-            Ok(())
-        };
-        if let Err(error) = write() {
+        if let Err(error) = self.try_save(record, before) {
             record.note_trouble(&error);
         }
+    }
+
+    fn try_save(&self, record: &mut Record, before: &Self) -> Result<(), RecordError> {
+        if self == before {
+            return Ok(());
+        }
+        if let Some(doubt) = &self.doubt {
+            record.save(LOST, &doubt.cleared)?;
+        }
+        record.save(Self::KEY, &self.known)?;
+        // One that could not be read is in doubt, and is written anew with it.
+        if self.suspected != before.suspected || before.doubt.is_some() {
+            record.save(Self::SUSPECTED, &self.suspected)?;
+        }
+        if self.doubt.is_none() && before.doubt.is_some() {
+            record.forget(LOST)?;
+        }
+        Ok(())
     }
 }
 

@@ -549,7 +549,12 @@ fn changes_text(changes: &[Change]) -> String {
     if text.len() <= MAX_CHANGES {
         return text;
     }
-    let short: Vec<Change> = changes.iter().map(|change| Change::value(&change.attribute, None, None)).collect();
+    let shorten = |change: &Change| match change.conceals_found() {
+        // What is concealed is short, and has to stay known as that.
+        true => change.clone(),
+        false => Change::value(&change.attribute, None, None),
+    };
+    let short: Vec<Change> = changes.iter().map(shorten).collect();
     serde_json::to_string(&short).unwrap_or_else(|_| "[]".to_owned())
 }
 

@@ -53,11 +53,14 @@ pub(super) fn insert(
         let stood = if intent.action == Action::Create { Stood::Nothing } else { Stood::Special };
         insert_origin(connection, cause, &intent.resource.to_string(), &stood, intent.time)?;
     }
+    // What may be a secret is never put back by itself.
+    let is_concealed = intent.changes.iter().any(Change::conceals_found);
     for (path, stood) in intent.before {
         connection
             .prepare_cached("INSERT OR REPLACE INTO place (step, path, before) VALUES (?1, ?2, ?3)")?
             .execute(params![step, path.to_string(), stood.to_string()])?;
-        insert_origin(connection, cause, &path.to_string(), stood, intent.time)?;
+        let first = if is_concealed { stood.clone().hidden() } else { stood.clone() };
+        insert_origin(connection, cause, &path.to_string(), &first, intent.time)?;
     }
     Ok(())
 }

@@ -290,18 +290,27 @@ impl Change {
 
     /// Takes what was observed out of it, and says what it is instead.
     pub fn conceal(&mut self, what: Concealed) {
+        self.conceal_side(Side::Found, what);
+    }
+
+    /// Takes one side out of it, and says what it is instead.
+    fn conceal_side(&mut self, side: Side, what: Concealed) {
         let word = || what.word().to_owned();
         match &mut self.detail {
             ChangeDetail::Text { .. } => {
-                self.detail = ChangeDetail::Opaque { from: Some(word()), to: Some("not shown".to_owned()) };
+                let (concealed, other) = (Some(word()), Some("not shown".to_owned()));
+                self.detail = match side {
+                    Side::Found => ChangeDetail::Opaque { from: concealed, to: other },
+                    Side::Left => ChangeDetail::Opaque { from: other, to: concealed },
+                };
             }
-            ChangeDetail::Opaque { from, .. } => {
-                if let Some(from) = from {
-                    *from = word();
+            ChangeDetail::Opaque { from, to } => {
+                if let Some(text) = side.of(from, to) {
+                    *text = word();
                 }
             }
             // Owner, group, mode and kind are nobody's secret; the values of a setting are.
-            ChangeDetail::Value { from, .. } => {
+            ChangeDetail::Value { from, to } => {
                 let is_plain = matches!(
                     self.attribute.as_str(),
                     "state"
@@ -315,22 +324,56 @@ impl Change {
                         | "flags"
                         | "label"
                 );
-                if let Some(from) = from.as_mut().filter(|_| !is_plain) {
-                    *from = word();
+                if let Some(text) = side.of(from, to).filter(|_| !is_plain) {
+                    *text = word();
                 }
             }
         }
     }
 
-    /// Whether what was observed was taken out of it.
+    /// Whether something was taken out of it.
     pub fn is_concealed(&self) -> bool {
-        match &self.detail {
-            ChangeDetail::Value { from: Some(from), .. } | ChangeDetail::Opaque { from: Some(from), .. } => {
-                [Concealed::Secret, Concealed::InDoubt].iter().any(|what| what.word() == from)
-            }
-            ChangeDetail::Value { from: None, .. }
-            | ChangeDetail::Opaque { from: None, .. }
-            | ChangeDetail::Text { .. } => false,
+        self.conceals(Side::Found) || self.conceals(Side::Left)
+    }
+
+    /// Whether what was observed was taken out of it.
+    pub fn conceals_found(&self) -> bool {
+        self.conceals(Side::Found)
+    }
+
+    fn conceals(&self, side: Side) -> bool {
+        let text = match (&self.detail, side) {
+            (ChangeDetail::Value { from, .. } | ChangeDetail::Opaque { from, .. }, Side::Found) => from,
+            (ChangeDetail::Value { to, .. } | ChangeDetail::Opaque { to, .. }, Side::Left) => to,
+            (ChangeDetail::Text { .. }, _) => return false,
+        };
+        text.as_ref().is_some_and(|text| [Concealed::Secret, Concealed::InDoubt].iter().any(|what| what.word() == text))
+    }
+}
+
+/// Takes out of what undoes a step whatever the step did not show, as one that may be a secret.
+pub fn conceal_in_undoing(changes: &mut [Change], step: &[Change]) {
+    for (side, undone) in [(Side::Found, Side::Left), (Side::Left, Side::Found)] {
+        if step.iter().any(|change| change.conceals(side)) {
+            changes.iter_mut().for_each(|change| change.conceal_side(undone, Concealed::InDoubt));
+        }
+    }
+}
+
+/// A side of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// What there was before.
+    Found,
+    /// What there is afterwards.
+    Left,
+}
+
+impl Side {
+    fn of<'t>(self, from: &'t mut Option<String>, to: &'t mut Option<String>) -> Option<&'t mut String> {
+        match self {
+            Self::Found => from.as_mut(),
+            Self::Left => to.as_mut(),
         }
     }
 }

@@ -102,6 +102,40 @@ fn threat_what_is_remembered_of_secrets_is_damaged() {
     assert!(said(&plan).contains("-edited") && plan.concealed.is_none(), "{}", said(&plan));
 }
 
+/// What was kept in doubt may be a secret for ever: also when it is put back because nobody confirmed its successor.
+#[test]
+fn threat_what_was_kept_in_doubt_is_put_back_after_the_doubt() {
+    let mut world = World::new();
+    world.write("/token", SECRET);
+    world.record.save(LOST, &[0_u8; 0]).unwrap();
+    let mut token = a_file("/token", "plain\n");
+    let by = crate::resource::Proof::Command(vec!["/bin/false".to_owned()]);
+    let confirm = crate::resource::Confirm { within: std::time::Duration::from_secs(60), by };
+    token.notes = Some(Box::new(crate::resource::Notes { confirm: Some(confirm), ..Default::default() }));
+    let desired = desired(vec![token]);
+    let request = Request { cause: Cause::NewRevision, ..everything(&desired) };
+    assert!(world.converge_with(&request).converged());
+    assert_eq!(world.record.load::<Vec<String>>(LOST).unwrap(), None, "the doubt has ended");
+    let origin = world.record.origin("/token").unwrap().unwrap();
+    assert!(matches!(origin, crate::resource::Stood::Hidden { .. }), "nobody puts that back unasked: {origin:?}");
+    let [one] = &world.record.confirmations().unwrap()[..] else { panic!() };
+    crate::converge::confirm::put_back(&mut world.host, &mut world.record, world.state.path(), one, "none").unwrap();
+    assert_eq!(world.read("/token"), SECRET);
+    let filter = crate::record::HistoryFilter { limit: 1, ..Default::default() };
+    let undone = world.record.history(&filter).unwrap().remove(0);
+    assert_eq!(undone.outcome, "undone");
+    assert!(undone.changes.iter().any(Change::is_concealed), "{undone:?}");
+    let plan = world.plan(&desired);
+    assert!(!said(&plan).contains(SECRET) && said(&plan).contains("perhaps a secret"), "{}", said(&plan));
+    world.reopen();
+    assert!(!said(&world.plan(&desired)).contains(SECRET), "the next process knows it too");
+    // As long as it stands there.
+    assert!(world.converge(&desired).converged());
+    assert!(!is_recorded(&world));
+    world.write("/token", "edited\n");
+    assert!(said(&world.plan(&desired)).contains("-edited"));
+}
+
 #[test]
 fn threat_a_lost_record_has_forgotten_where_secrets_stand() {
     let (mut world, desired) = world();
