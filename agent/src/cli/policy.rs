@@ -26,7 +26,7 @@ use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
-use crate::record::{Opened, Record, RecordError, RunLock};
+use crate::record::{self, Opened, Record, RecordError, RunLock};
 use crate::resource::{Kind, ResourceId, chain};
 use crate::spool::{CourierState, Spool};
 
@@ -370,6 +370,11 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
         return show_plan(&prepared, out);
     }
     let paths = &prepared.settings.paths;
+    // An image has no other place for the lock than its state.
+    record::make_home(&paths.state)?;
+    // The lock first: whoever has it may have a step in hand, which is not interrupted.
+    let _lock = RunLock::acquire(&paths.runtime, "apply", Duration::from_secs(10))
+        .map_err(|held| CliError::refused(chain(&held)))?;
     let Opened { mut record, set_aside } = Record::open(&paths.state)?;
     if let Some(aside) = set_aside {
         drop(writeln!(
@@ -378,8 +383,6 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
             aside.display()
         ));
     }
-    let _lock = RunLock::acquire(&paths.runtime, "apply", Duration::from_secs(10))
-        .map_err(|held| CliError::refused(chain(&held)))?;
     let now = Timestamp::now();
     if let Some(pause) = record.pauses(now)?.into_iter().find(|p| p.only.is_empty()) {
         return Err(CliError::refused(format!(

@@ -122,6 +122,15 @@ pub(super) fn open_or_replace(path: &Path) -> Result<(Connection, Option<PathBuf
     }
 }
 
+/// Opens the database; a corrupt one stays where it is.
+pub(super) fn open_sound(path: &Path) -> Result<Connection, RecordError> {
+    match open(path) {
+        Ok(Some(connection)) => Ok(connection),
+        Err(error) if !is_corrupt(&error) => Err(error),
+        Ok(None) | Err(_) => Err(RecordError::Damaged { path: path.to_path_buf() }),
+    }
+}
+
 fn replace(path: &Path) -> Result<(Connection, Option<PathBuf>), RecordError> {
     let aside = set_aside(path)?;
     let connection = open(path)?
@@ -200,7 +209,11 @@ fn is_corrupt(error: &RecordError) -> bool {
         RecordError::Database { source, .. } => {
             matches!(source.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
         }
-        RecordError::File { .. } | RecordError::Value { .. } | RecordError::NoBackupStore => false,
+        RecordError::File { .. }
+        | RecordError::Value { .. }
+        | RecordError::Lost { .. }
+        | RecordError::Damaged { .. }
+        | RecordError::NoBackupStore => false,
     }
 }
 
@@ -212,7 +225,7 @@ const ASIDE: &str = ".corrupt-";
 
 /// Whether there was a database here: one was set aside, or is gone and its backups are not. Where that cannot be told, there may
 /// have been.
-fn was_lost(path: &Path) -> bool {
+pub(super) fn was_lost(path: &Path) -> bool {
     let backups = path.with_file_name(BACKUPS);
     if !matches!(std::fs::symlink_metadata(backups), Err(error) if error.kind() == io::ErrorKind::NotFound) {
         return true;
@@ -224,7 +237,9 @@ fn was_lost(path: &Path) -> bool {
     };
     match path.parent().map(std::fs::read_dir) {
         Some(Ok(mut entries)) => entries.any(|entry| entry.map_or(true, |entry| is_aside(&entry.file_name()))),
-        Some(Err(_)) | None => true,
+        // Where there is no directory there never was anything.
+        Some(Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        None => true,
     }
 }
 

@@ -101,6 +101,23 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
+    /// There is no database, and there was one.
+    #[error(
+        "there is no `{}`, and there was one: what it knew is not known\n\
+         hint: put it back, or start the agent, which makes a new one", path.display()
+    )]
+    Lost {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// A damaged database, which somebody may be using.
+    #[error(
+        "`{}` is damaged\nhint: `systemctl restart rekindle-agent` sets it aside and makes a new one", path.display()
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+    },
     /// The state was opened for reading only, or lives in memory.
     #[error("cannot keep a backup: this record has no backup store")]
     NoBackupStore,
@@ -120,9 +137,10 @@ const DATABASE: &str = "state.db";
 
 impl Record {
     /// Opens the record in a state directory for writing, making what is missing. Steps that a kill cut short are marked
-    /// `interrupted`. A corrupt database is moved aside and a new one made.
+    /// `interrupted`. A corrupt database is moved aside and a new one made. The lock is the caller's: whoever has it has no step in
+    /// hand.
     pub fn open(state: &Path) -> Result<Opened, RecordError> {
-        database::make_directory(state, 0o755)?;
+        make_home(state)?;
         let path = state.join(DATABASE);
         let reserve = Reserve::of(state);
         let (connection, set_aside) = match database::open_or_replace(&path) {
@@ -138,14 +156,15 @@ impl Record {
 
     /// Opens the record once more for writing, beside one of the same process that [`Record::open`] opened.
     pub fn open_beside(state: &Path) -> Result<Self, RecordError> {
-        let (connection, _) = database::open_or_replace(&state.join(DATABASE))?;
+        let connection = database::open_sound(&state.join(DATABASE))?;
         let backups = BackupStore::open_beside(&state.join(database::BACKUPS));
         Ok(Self { backups: Some(backups), reserve: Some(Reserve::of(state)), ..Self::new(connection) })
     }
 
-    /// Opens the record for writing beside whoever works on the host, who may have a step in hand: no step is marked interrupted.
+    /// Opens the record for writing beside whoever works on the host, who may have a step in hand: no step is marked interrupted,
+    /// and a corrupt database stays where it is.
     pub fn open_for_operator(state: &Path) -> Result<Self, RecordError> {
-        database::make_directory(state, 0o755)?;
+        make_home(state)?;
         Self::open_beside(state)
     }
 
@@ -155,11 +174,12 @@ impl Record {
         Ok(Self::new(connection))
     }
 
-    /// The same; `None` where nothing was ever recorded.
+    /// The same; `None` where nothing was ever recorded. One that is gone, and was there, is an error.
     pub fn open_if_any(state: &Path) -> Result<Option<Self>, RecordError> {
         let path = state.join(DATABASE);
         match rustix::fs::access(&path, rustix::fs::Access::READ_OK) {
             Ok(()) => Self::open_read_only(state).map(Some),
+            Err(rustix::io::Errno::NOENT) if database::was_lost(&path) => Err(RecordError::Lost { path }),
             Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(errno) => Err(RecordError::File { operation: "read", path, source: errno.into() }),
         }
@@ -256,6 +276,15 @@ impl Record {
         tracing::error!(error = %text, "the journal could not be written; converging without it");
         self.trouble = Some(text);
     }
+}
+
+/// Makes the state directory, unless it is there.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub fn make_home(state: &Path) -> Result<(), RecordError> {
+    database::make_directory(state, 0o755)
 }
 
 /// Reads content that was kept, given a state directory; `None` when it has been dropped to make room.

@@ -13,7 +13,7 @@ impl RecordError {
         match self {
             Self::File { source, .. } => is_full(source),
             Self::Database { source, .. } => source.sqlite_error_code() == Some(ErrorCode::DiskFull),
-            Self::Value { .. } | Self::NoBackupStore => false,
+            Self::Value { .. } | Self::Lost { .. } | Self::Damaged { .. } | Self::NoBackupStore => false,
         }
     }
 }
@@ -23,7 +23,11 @@ impl RecordError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::File { source, .. } => source.raw_os_error(),
-            Self::Database { .. } | Self::Value { .. } | Self::NoBackupStore => None,
+            Self::Database { .. }
+            | Self::Value { .. }
+            | Self::Lost { .. }
+            | Self::Damaged { .. }
+            | Self::NoBackupStore => None,
         }
     }
 }

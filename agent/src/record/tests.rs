@@ -118,6 +118,46 @@ fn a_corrupt_database_is_set_aside_and_replaced() {
     });
 }
 
+/// A running agent has a database open that it finds no fault with yet, and does not see what is written into another.
+#[test]
+fn whoever_only_writes_beside_sets_no_damaged_database_aside() {
+    let state = tempfile::tempdir().unwrap();
+    drop(open(state.path()));
+    let path = state.path().join("state.db");
+    std::os::unix::fs::FileExt::write_all_at(
+        &std::fs::OpenOptions::new().write(true).open(&path).unwrap(),
+        &[0xff; 64],
+        0,
+    )
+    .unwrap();
+    let error = Record::open_for_operator(state.path()).unwrap_err().to_string();
+    let expected = format!("`{}` is damaged\nhint: `systemctl restart rekindle-agent`", path.display());
+    assert!(error.starts_with(&expected), "{error}");
+    let names = std::fs::read_dir(state.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.into_iter().any(|name| name.to_string_lossy().contains("corrupt")));
+}
+
+#[test]
+fn a_database_that_is_gone_is_not_one_that_never_was() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join("state.db");
+    let is_lost = || match Record::open_if_any(state.path()) {
+        Ok(None) => false,
+        Err(RecordError::Lost { path: told }) => told == path,
+        other => panic!("{other:?}"),
+    };
+    assert!(!is_lost(), "nothing was ever recorded");
+    std::fs::create_dir(state.path().join("outbox")).unwrap();
+    assert!(!is_lost(), "the courier's directories say nothing of a record");
+    std::fs::File::create_new(state.path().join("state.db.corrupt-1")).unwrap();
+    assert!(is_lost());
+    std::fs::remove_file(state.path().join("state.db.corrupt-1")).unwrap();
+    drop(open(state.path()));
+    assert!(Record::open_if_any(state.path()).unwrap().is_some());
+    std::fs::remove_file(&path).unwrap();
+    assert!(is_lost(), "its backups are there");
+}
+
 /// Whether a lock keeps other processes from thinking that they are alone with the database.
 fn is_locked(database: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;

@@ -5,6 +5,7 @@
 mod commands;
 mod facts;
 mod lockout;
+mod record;
 mod repositories;
 mod support;
 mod sweeps;
