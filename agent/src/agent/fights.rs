@@ -14,7 +14,7 @@ use super::worker::{Task, Worker};
 use crate::converge::Cause;
 use crate::converge::health::{Contested, Input};
 use crate::record::{Note, RunInfo};
-use crate::resource::{Desired, Ensure, Resource, ResourceId};
+use crate::resource::{Desired, Resource, ResourceId};
 use crate::schedule::{Contest, short_digest};
 use crate::spool::{Event as AlertEvent, OutgoingBody};
 
@@ -153,24 +153,6 @@ impl Worker {
 
 /// The value that a policy wants, where the differences that a run reports do not say it.
 fn wanted(resource: &Resource) -> Option<String> {
-    match &resource.desired {
-        Desired::File(file) => match &file.ensure {
-            Ensure::Present(spec) => Some(short_digest(&spec.content.digest())),
-            Ensure::Absent => None,
-        },
-        Desired::Directory(_)
-        | Desired::Symlink(_)
-        | Desired::User(_)
-        | Desired::Group(_)
-        | Desired::Package(_)
-        | Desired::Repository(_)
-        | Desired::Service(_)
-        | Desired::Command(_)
-        | Desired::Check(_)
-        | Desired::Sweep(_)
-        | Desired::Setting(_)
-        | Desired::Sysctl(_)
-        | Desired::KernelModule(_)
-        | Desired::Mount(_) => None,
-    }
+    let Desired::File(file) = &resource.desired else { return None };
+    Some(short_digest(&file.ensure.present()?.content.digest()))
 }

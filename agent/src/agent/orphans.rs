@@ -40,7 +40,7 @@ impl Worker {
         let old = self.in_force.as_ref().map(|old| old.state.resources()).unwrap_or_default();
         let fresh: Vec<Orphan> = old
             .iter()
-            .filter(|resource| next.get(&resource.id).is_none() && leaves_something(&resource.desired))
+            .filter(|resource| next.get(&resource.id).is_none() && resource.desired.leaves_something())
             .map(|resource| Orphan {
                 resource: resource.id.clone(),
                 what: describe(&resource.desired),
@@ -194,7 +194,7 @@ impl Worker {
         let id = &orphan.resource;
         let unknown = || "what was there before is not known: it is left as it is".to_owned();
         let origin = self.record.origin(&key(id)).map_err(|error| chain(&error))?.ok_or_else(unknown)?;
-        if is_place(id.kind) {
+        if id.kind.is_place() {
             let path = AbsPath::new(&id.name).map_err(|error| error.to_string())?;
             return self.returned_path(id.kind, path, origin);
         }
@@ -287,28 +287,9 @@ fn alert_resource(orphan: &Orphan) -> AlertResource {
     }
 }
 
-/// Whether a kind is what stands at a path, and nothing else.
-fn is_place(kind: Kind) -> bool {
-    matches!(kind, Kind::File | Kind::Directory | Kind::Symlink)
-}
-
 /// The name under which the record knows what was there first.
 fn key(id: &ResourceId) -> String {
-    if is_place(id.kind) { id.name.to_string() } else { id.to_string() }
-}
-
-/// Whether anything is left when it is no longer declared: what was declared absent leaves nothing, and what runs or looks at
-/// something is nothing that could be left.
-fn leaves_something(desired: &Desired) -> bool {
-    let is_absent = matches!(desired, Desired::File(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Directory(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Symlink(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::User(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Group(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Package(d) if d.ensure == Ensure::Absent)
-        || matches!(desired, Desired::Repository(d) if d.ensure == Ensure::Absent);
-    let is_deed = matches!(desired, Desired::Command(_) | Desired::Check(_) | Desired::Sweep(_));
-    !is_absent && !is_deed
+    if id.kind.is_place() { id.name.to_string() } else { id.to_string() }
 }
 
 /// What it was, where its name does not say it.

@@ -144,22 +144,9 @@ impl Worker {
             .values()
             .map(|p| if self.announced_pauses.contains(&p.id) { p.until } else { notice_at(p) });
         let resources = self.in_force.iter().flat_map(|policy| policy.state.resources());
-        let waivers = resources.filter_map(|resource| match &resource.desired {
-            Desired::Check(check) => check.waiver.as_ref().map(|waiver| waiver.until).filter(|until| *until > now),
-            Desired::File(_)
-            | Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_)
-            | Desired::Command(_)
-            | Desired::Sweep(_) => None,
+        let waivers = resources.filter_map(|resource| {
+            let Desired::Check(check) = &resource.desired else { return None };
+            check.waiver.as_ref().map(|waiver| waiver.until).filter(|until| *until > now)
         });
         pauses.chain(waivers).min()
     }

@@ -8,7 +8,7 @@ use super::revisions::InForce;
 use super::worker::{Event, Worker};
 use crate::converge::beside;
 use crate::host::verify::Entry;
-use crate::resource::{Desired, Ensure, Names, Resource, Snapshot};
+use crate::resource::{Desired, Names, Resource, Snapshot};
 
 /// What `status` lists of what lies beside declared files.
 const MOST_BESIDE: usize = 100;
@@ -57,45 +57,13 @@ impl Worker {
 
     /// Whoever cannot be looked up now is left to ordinary runs, which say why.
     fn ids(&self, resource: &Resource, snapshot: &mut Snapshot) -> Names {
-        match &resource.desired {
-            Desired::File(file) => match &file.ensure {
-                Ensure::Present(spec) => Names::resolve(&self.host, snapshot, &spec.ownership).unwrap_or_default(),
-                Ensure::Absent => Names::default(),
-            },
-            Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_) => Names::default(),
-        }
+        let Desired::File(file) = &resource.desired else { return Names::default() };
+        let Some(spec) = file.ensure.present() else { return Names::default() };
+        Names::resolve(&self.host, snapshot, &spec.ownership).unwrap_or_default()
     }
 }
 
 fn entry(resource: &Resource, names: Names) -> Option<Entry> {
-    match &resource.desired {
-        Desired::File(file) => file.entry(names),
-        Desired::Directory(_)
-        | Desired::Symlink(_)
-        | Desired::User(_)
-        | Desired::Group(_)
-        | Desired::Package(_)
-        | Desired::Repository(_)
-        | Desired::Service(_)
-        | Desired::Command(_)
-        | Desired::Check(_)
-        | Desired::Sweep(_)
-        | Desired::Setting(_)
-        | Desired::Sysctl(_)
-        | Desired::KernelModule(_)
-        | Desired::Mount(_) => None,
-    }
+    let Desired::File(file) = &resource.desired else { return None };
+    file.entry(names)
 }

@@ -33,8 +33,8 @@ use crate::host::packages::provenance;
 use crate::policy::DesiredState;
 use crate::record::{Arming, Intent, Note, RunInfo, StepOutcome, UnitBefore};
 use crate::resource::{
-    self, AbsPath, Action, ApplyError, Change, ChangeDetail, Desired, Drift, Observation, Observed, OnDrift, Replaced,
-    Resource, ResourceId, Sighting, Snapshot, Stood, Verdict, chain, stood,
+    self, AbsPath, Action, ApplyError, Change, ChangeDetail, Desired, Drift, Kind, Observation, Observed, OnDrift,
+    Replaced, Resource, ResourceId, Sighting, Snapshot, Stood, Verdict, chain, stood,
 };
 
 /// What a run remembers of a look, so that nothing is read twice while nothing changes.
@@ -323,23 +323,8 @@ impl<'a> Run<'a, '_> {
                         let Drift { action, changes } = drift;
                         ResourceReport { who, ..report(resource, step, Outcome::Reported { changes, action, why }) }
                     }
-                    None => match &resource.desired {
-                        Desired::Package(_) => self.package_steps(resource, sighting, drift),
-                        Desired::File(_)
-                        | Desired::Directory(_)
-                        | Desired::Symlink(_)
-                        | Desired::User(_)
-                        | Desired::Group(_)
-                        | Desired::Service(_)
-                        | Desired::Command(_)
-                        | Desired::Check(_)
-                        | Desired::Sweep(_)
-                        | Desired::Setting(_)
-                        | Desired::Sysctl(_)
-                        | Desired::Repository(_)
-                        | Desired::KernelModule(_)
-                        | Desired::Mount(_) => self.step(resource, &sighting, drift),
-                    },
+                    None if resource.id.kind == Kind::Package => self.package_steps(resource, sighting, drift),
+                    None => self.step(resource, &sighting, drift),
                 }
             }
         }
@@ -638,29 +623,15 @@ impl<'a> Run<'a, '_> {
         }
         let mut actor = (self.request.seen)(&resource.id).unwrap_or_default();
         let root = &self.context.host.root;
-        actor.transaction = match &resource.desired {
+        actor.transaction = if resource.id.kind == Kind::Package {
             // Whatever wrote to the database, the log says which transaction it was about.
-            Desired::Package(_) => {
-                let since = self.context.record.last_change(&resource.id).unwrap_or_else(|error| {
-                    tracing::debug!(%error, "cannot look up the last change");
-                    None
-                });
-                provenance::of_package(root, &resource.id.name, since)
-            }
-            Desired::File(_)
-            | Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Service(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::Repository(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_) => provenance::of_actor(root, &actor, Timestamp::now()),
+            let since = self.context.record.last_change(&resource.id).unwrap_or_else(|error| {
+                tracing::debug!(%error, "cannot look up the last change");
+                None
+            });
+            provenance::of_package(root, &resource.id.name, since)
+        } else {
+            provenance::of_actor(root, &actor, Timestamp::now())
         };
         (!actor.is_unknown()).then(|| Box::new(actor))
     }

@@ -16,7 +16,7 @@ use crate::host::packages::owner::{self, Owner};
 use crate::host::root::Root;
 use crate::host::tree;
 use crate::policy::DesiredState;
-use crate::resource::{AbsPath, Desired, Ensure, Kind, Resource, ResourceId};
+use crate::resource::{AbsPath, Desired, Kind, Resource, ResourceId};
 
 /// How dpkg, ucf and rpm name what they lay beside a file.
 const SUFFIXES: [(&str, Version); 11] = [
@@ -141,24 +141,11 @@ fn name_owners(root: &Root, found: BTreeMap<(&ResourceId, AbsPath), (AbsPath, Ve
 
 /// The file that a resource declares or edits.
 pub fn file_of(resource: &Resource) -> Option<&AbsPath> {
-    match &resource.desired {
-        Desired::File(file) if matches!(file.ensure, Ensure::Present(_)) => Some(&file.path),
-        Desired::Setting(setting) => Some(&setting.path),
-        Desired::File(_)
-        | Desired::Directory(_)
-        | Desired::Symlink(_)
-        | Desired::User(_)
-        | Desired::Group(_)
-        | Desired::Package(_)
-        | Desired::Repository(_)
-        | Desired::Service(_)
-        | Desired::Command(_)
-        | Desired::Check(_)
-        | Desired::Sweep(_)
-        | Desired::Sysctl(_)
-        | Desired::KernelModule(_)
-        | Desired::Mount(_) => None,
+    if let Desired::File(file) = &resource.desired {
+        return file.ensure.present().map(|_| &file.path);
     }
+    let Desired::Setting(setting) = &resource.desired else { return None };
+    Some(&setting.path)
 }
 
 /// Shows what is in a directory and named as another version of something: its path, that of what it is a version of, and which it

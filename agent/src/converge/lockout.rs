@@ -97,7 +97,7 @@ fn lost_with(package: &str) -> Option<[&'static str; 2]> {
 
 fn stops_ssh(service: &service::Desired) -> bool {
     let is_ssh = SSH_UNITS.contains(&service.unit.as_str());
-    is_ssh && matches!(service.state, Some(service::RunState::Stopped | service::RunState::Masked))
+    is_ssh && service.stops()
 }
 
 /// Whether another unit lets people in by ssh now: a socket in place of the service, or the other way round.

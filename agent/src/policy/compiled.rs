@@ -234,27 +234,16 @@ fn write_to(path: &Path, key: &Key, signer: Option<&str>, state: &DesiredState) 
     let mut resources = Vec::with_capacity(all.len());
     for resource in all {
         let Resource { id, desired, requires, notifies, on_drift, notes, source } = resource;
-        let desired = match desired {
-            Desired::File(file::Desired { path: _, ensure: Ensure::Absent }) => What::File(Ensure::Absent),
-            Desired::File(file::Desired { path: _, ensure: Ensure::Present(spec) }) => {
-                let file::Spec { content, ownership, care } = spec;
-                let (content, ownership) = (contents.of(content), ownerships.of(ownership));
-                What::File(Ensure::Present(FileRow { content, ownership, care: *care }))
-            }
-            Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Setting(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_) => What::Other(desired.clone()),
+        let desired = if let Desired::File(file::Desired { path: _, ensure }) = desired {
+            What::File(match ensure {
+                Ensure::Absent => Ensure::Absent,
+                Ensure::Present(file::Spec { content, ownership, care }) => {
+                    let (content, ownership) = (contents.of(content), ownerships.of(ownership));
+                    Ensure::Present(FileRow { content, ownership, care: *care })
+                }
+            })
+        } else {
+            What::Other(desired.clone())
         };
         resources.push(Row {
             kind: id.kind,

@@ -4,84 +4,84 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The closed set of resource kinds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-pub enum Kind {
+/// Declares the kinds once: what each is, and its word.
+macro_rules! kinds {
+    ($($(#[$doc:meta])+ $kind:ident = $word:literal,)+) => {
+        /// The closed set of resource kinds.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum Kind {
+            $($(#[$doc])+ $kind,)+
+        }
+
+        impl Kind {
+            /// Every kind, in the order of the schema.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$kind),+];
+
+            /// The word used in policies and output.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $word,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
     /// A regular file.
-    File,
+    File = "file",
     /// A directory.
-    Directory,
+    Directory = "directory",
     /// A symbolic link.
-    Symlink,
+    Symlink = "symlink",
     /// A local user.
-    User,
+    User = "user",
     /// A local group.
-    Group,
+    Group = "group",
     /// A package.
-    Package,
+    Package = "package",
     /// Where packages come from.
-    Repository,
+    Repository = "repository",
     /// A systemd unit.
-    Service,
+    Service = "service",
     /// Keys or lines inside a file.
-    Setting,
+    Setting = "setting",
     /// A setting of the kernel.
-    Sysctl,
+    Sysctl = "sysctl",
     /// A kernel module.
-    KernelModule,
+    KernelModule = "kernel_module",
     /// Something that is mounted.
-    Mount,
+    Mount = "mount",
     /// A program that is run when needed.
-    Command,
+    Command = "command",
     /// A program that only says whether all is well.
-    Check,
+    Check = "check",
     /// A rule over whole trees.
-    Sweep,
+    Sweep = "sweep",
 }
 
 impl Kind {
-    /// Every kind, in the order of the schema.
-    pub const ALL: [Self; 15] = [
-        Self::File,
-        Self::Directory,
-        Self::Symlink,
-        Self::User,
-        Self::Group,
-        Self::Package,
-        Self::Repository,
-        Self::Service,
-        Self::Setting,
-        Self::Sysctl,
-        Self::KernelModule,
-        Self::Mount,
-        Self::Command,
-        Self::Check,
-        Self::Sweep,
-    ];
-
     /// The words for all of them, for people.
     pub fn words() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }
 
-    /// The word used in policies and output.
-    pub fn as_str(self) -> &'static str {
+    /// Whether its name is a path and it is what stands there.
+    pub fn is_place(self) -> bool {
         match self {
-            Self::File => "file",
-            Self::Directory => "directory",
-            Self::Symlink => "symlink",
-            Self::User => "user",
-            Self::Group => "group",
-            Self::Package => "package",
-            Self::Repository => "repository",
-            Self::Service => "service",
-            Self::Command => "command",
-            Self::Check => "check",
-            Self::Sweep => "sweep",
-            Self::Setting => "setting",
-            Self::Sysctl => "sysctl",
-            Self::KernelModule => "kernel_module",
-            Self::Mount => "mount",
+            Self::File | Self::Directory | Self::Symlink => true,
+            Self::User
+            | Self::Group
+            | Self::Package
+            | Self::Repository
+            | Self::Service
+            | Self::Setting
+            | Self::Sysctl
+            | Self::KernelModule
+            | Self::Mount
+            | Self::Command
+            | Self::Check
+            | Self::Sweep => false,
         }
     }
 }

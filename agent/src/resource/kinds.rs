@@ -1,6 +1,19 @@
-//! One way in to every kind: which function observes, compares and applies a resource.
+//! One way in to every kind: which function observes, compares and applies a resource, and what else is asked of all of them.
 //!
 //! Nothing here decides anything; it only matches the kind of what is desired with the kind of what was seen.
+//!
+//! # A new kind
+//!
+//! It gets a line in the list of [`super::Kind`], a variant of [`Desired`] and of [`Observed`], and a file of its own beside this
+//! one. From there the compiler leads on: what every kind has to answer is matched without a wildcard, here and in
+//! - `policy/schema/attributes.rs`: what it can be declared with; `policy/compile/load.rs`: how it is named;
+//!   `policy/compile/lower/`: what its attributes mean;
+//! - `policy/compile/check.rs`, `policy/compile/check/` and `policy/compile/order.rs`: what it must not do to others, which accounts
+//!   it names, and what comes before it;
+//! - `converge/first.rs`, `converge/apply.rs` and `converge/lockout.rs`: whether it waits for anybody, what proves that a step
+//!   took effect, and whether one may close a way in; `agent/escalate.rs`: whether it is the agent's own.
+//!
+//! What concerns one kind alone is asked with `if let`, and a new kind need not be told of it.
 
 use std::io;
 
@@ -46,90 +59,87 @@ pub enum Observed {
     Sweep(Observation<sweep::Observed>),
 }
 
+/// Matches what is desired with what was seen, kind by kind and without a wildcard: the compiler asks of a new kind what is asked
+/// of all. Nothing is ever observed as another kind; if it were, `otherwise` is the answer.
+macro_rules! of_both {
+    ($desired:expr, $observed:expr, otherwise $otherwise:expr, { $($kind:ident($d:pat, $o:pat) => $answer:expr,)+ }) => {
+        match $desired {
+            $(Desired::$kind($d) => if let Observed::$kind($o) = $observed { $answer } else { $otherwise },)+
+        }
+    };
+}
+
 /// Reads what there is to know about one resource. Changes nothing.
 pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Sighting {
-    let mut sighting = Sighting {
-        observed: Observed::Group(Observation::Absent),
-        names: Names::default(),
-        ruled: Names::default(),
-        missing_parents: Vec::new(),
-    };
+    let mut names = Names::default();
+    let mut ruled = Names::default();
+    let mut missing_parents = Vec::new();
     let root = &host.root;
-    match desired {
+    let observed = match desired {
         Desired::File(file) => {
             let mut seen = file::observe(root, file);
             if let Ensure::Present(spec) = &file.ensure {
-                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.ownership));
-                add_parents(&mut seen, &mut sighting, root, &file.path);
+                add_names(&mut seen, &mut names, Names::resolve(host, snapshot, &spec.ownership));
+                add_parents(&mut seen, &mut missing_parents, root, &file.path);
             }
-            sighting.observed = Observed::File(seen);
+            Observed::File(seen)
         }
         Desired::Directory(directory) => {
             let recurse = directory.rules().and_then(|rules| rules.recurse.as_ref());
             let (owner, group) = recurse.map_or((None, None), |rule| (rule.owner.as_ref(), rule.group.as_ref()));
             let mut seen = match Names::of(host, snapshot, owner, group) {
-                Ok(ruled) => {
-                    sighting.ruled = ruled;
+                Ok(resolved) => {
+                    ruled = resolved;
                     directory::observe(root, directory, ruled)
                 }
                 Err(why) => Observation::Unknown(why),
             };
             if let Ensure::Present(spec) = &directory.ensure {
-                add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &spec.ownership));
-                add_parents(&mut seen, &mut sighting, root, &directory.path);
+                add_names(&mut seen, &mut names, Names::resolve(host, snapshot, &spec.ownership));
+                add_parents(&mut seen, &mut missing_parents, root, &directory.path);
             }
-            sighting.observed = Observed::Directory(seen);
+            Observed::Directory(seen)
         }
         Desired::Symlink(symlink) => {
             let mut seen = symlink::observe(root, symlink);
             if let Ensure::Present(_) = &symlink.ensure {
-                add_parents(&mut seen, &mut sighting, root, &symlink.path);
+                add_parents(&mut seen, &mut missing_parents, root, &symlink.path);
             }
-            sighting.observed = Observed::Symlink(seen);
+            Observed::Symlink(seen)
         }
-        Desired::User(user) => {
-            sighting.observed = Observed::User(Box::new(user::observe(host, snapshot, user)));
-        }
-        Desired::Group(group) => sighting.observed = Observed::Group(group::observe(host, snapshot, group)),
-        Desired::Package(package) => {
-            sighting.observed = Observed::Package(package::observe(host, snapshot, package));
-        }
-        Desired::Service(service) => sighting.observed = Observed::Service(service::observe(host, service)),
-        Desired::Command(command) => sighting.observed = Observed::Command(command::observe(host, snapshot, command)),
-        Desired::Check(check) => sighting.observed = Observed::Check(check::observe(host, snapshot, check)),
-        Desired::Sweep(sweep) => sighting.observed = Observed::Sweep(sweep::observe(host, snapshot, sweep)),
         Desired::Setting(setting) => {
             let mut seen = setting::observe(root, setting);
-            add_names(&mut seen, &mut sighting, Names::resolve(host, snapshot, &setting.spec.ownership()));
-            add_parents(&mut seen, &mut sighting, root, &setting.path);
-            sighting.observed = Observed::Setting(seen);
+            add_names(&mut seen, &mut names, Names::resolve(host, snapshot, &setting.spec.ownership()));
+            add_parents(&mut seen, &mut missing_parents, root, &setting.path);
+            Observed::Setting(seen)
         }
-        Desired::Sysctl(sysctl) => {
-            sighting.observed = Observed::Sysctl(Box::new(sysctl::observe(host, snapshot, sysctl)));
-        }
-        Desired::KernelModule(module) => {
-            sighting.observed = Observed::KernelModule(Box::new(kernel_module::observe(host, module)));
-        }
-        Desired::Repository(repository) => {
-            sighting.observed = Observed::Repository(Box::new(repository::observe(host, repository)));
-        }
-        Desired::Mount(mount) => sighting.observed = Observed::Mount(Box::new(mount::observe(host, mount))),
-    }
-    sighting
+        Desired::User(user) => Observed::User(Box::new(user::observe(host, snapshot, user))),
+        Desired::Group(group) => Observed::Group(group::observe(host, snapshot, group)),
+        Desired::Package(package) => Observed::Package(package::observe(host, snapshot, package)),
+        Desired::Repository(repository) => Observed::Repository(Box::new(repository::observe(host, repository))),
+        Desired::Service(service) => Observed::Service(service::observe(host, service)),
+        Desired::Sysctl(sysctl) => Observed::Sysctl(Box::new(sysctl::observe(host, snapshot, sysctl))),
+        Desired::KernelModule(module) => Observed::KernelModule(Box::new(kernel_module::observe(host, module))),
+        Desired::Mount(mount) => Observed::Mount(Box::new(mount::observe(host, mount))),
+        Desired::Command(command) => Observed::Command(command::observe(host, snapshot, command)),
+        Desired::Check(check) => Observed::Check(check::observe(host, snapshot, check)),
+        Desired::Sweep(sweep) => Observed::Sweep(sweep::observe(host, snapshot, sweep)),
+    };
+    Sighting { observed, names, ruled, missing_parents }
 }
 
 /// Names that could not be looked up make the whole observation unknown: an owner must never be guessed.
-fn add_names<T>(seen: &mut Observation<T>, sighting: &mut Sighting, names: Result<Names, String>) {
-    match names {
-        Ok(names) => sighting.names = names,
+fn add_names<T>(seen: &mut Observation<T>, names: &mut Names, resolved: Result<Names, String>) {
+    match resolved {
+        Ok(resolved) => *names = resolved,
         Err(why) => *seen = Observation::Unknown(why),
     }
 }
 
-fn add_parents<T>(seen: &mut Observation<T>, sighting: &mut Sighting, root: &Root, path: &AbsPath) {
+fn add_parents<T>(seen: &mut Observation<T>, missing_parents: &mut Vec<AbsPath>, root: &Root, path: &AbsPath) {
     if matches!(seen, Observation::Absent) {
         match place::missing_parents(root, path) {
-            Ok(missing) => sighting.missing_parents = missing,
+            Ok(missing) => *missing_parents = missing,
             Err(e) => *seen = Observation::Unknown(format!("cannot look for the parents of `{path}`: {e}")),
         }
     }
@@ -138,41 +148,24 @@ fn add_parents<T>(seen: &mut Observation<T>, sighting: &mut Sighting, root: &Roo
 /// Compares what was seen with what is desired. Pure.
 pub fn diff(desired: &Desired, sighting: &Sighting) -> Verdict {
     let Sighting { observed, names, missing_parents, .. } = sighting;
-    match (desired, observed) {
-        (Desired::File(d), Observed::File(o)) => file::diff(d, o, *names, missing_parents),
-        (Desired::Directory(d), Observed::Directory(o)) => directory::diff(d, o, *names, missing_parents),
-        (Desired::Symlink(d), Observed::Symlink(o)) => symlink::diff(d, o, missing_parents),
-        (Desired::User(d), Observed::User(o)) => user::diff(d, o),
-        (Desired::Group(d), Observed::Group(o)) => group::diff(d, o),
-        (Desired::Package(d), Observed::Package(o)) => package::diff(d, o),
-        (Desired::Service(d), Observed::Service(o)) => service::diff(d, o),
-        (Desired::Command(d), Observed::Command(o)) => command::diff(d, o),
-        (Desired::Check(d), Observed::Check(o)) => check::diff(d, o),
-        (Desired::Sweep(d), Observed::Sweep(o)) => sweep::diff(d, o),
-        (Desired::Setting(d), Observed::Setting(o)) => setting::diff(d, o, *names, missing_parents),
-        (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::diff(d, o),
-        (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::diff(d, o),
-        (Desired::Mount(d), Observed::Mount(o)) => mount::diff(d, o),
-        (Desired::Repository(d), Observed::Repository(o)) => repository::diff(d, o),
-        (
-            Desired::File(_)
-            | Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_),
-            _,
-        ) => Verdict::Indeterminate("observed as another kind".to_owned()),
-    }
+    let otherwise = || Verdict::Indeterminate("observed as another kind".to_owned());
+    of_both!(desired, observed, otherwise otherwise(), {
+        File(d, o) => file::diff(d, o, *names, missing_parents),
+        Directory(d, o) => directory::diff(d, o, *names, missing_parents),
+        Symlink(d, o) => symlink::diff(d, o, missing_parents),
+        Setting(d, o) => setting::diff(d, o, *names, missing_parents),
+        User(d, o) => user::diff(d, o),
+        Group(d, o) => group::diff(d, o),
+        Package(d, o) => package::diff(d, o),
+        Repository(d, o) => repository::diff(d, o),
+        Service(d, o) => service::diff(d, o),
+        Sysctl(d, o) => sysctl::diff(d, o),
+        KernelModule(d, o) => kernel_module::diff(d, o),
+        Mount(d, o) => mount::diff(d, o),
+        Command(d, o) => command::diff(d, o),
+        Check(d, o) => check::diff(d, o),
+        Sweep(d, o) => sweep::diff(d, o),
+    })
 }
 
 /// Carries out the step that the difference calls for.
@@ -185,69 +178,47 @@ pub fn apply(
     let Sighting { observed, names, ruled, .. } = sighting;
     // Whatever the step is about, it may write what was read.
     snapshot.forget_files();
-    match (desired, observed) {
-        (Desired::File(d), Observed::File(o)) => file::apply(&host.root, d, o, *names),
-        (Desired::Directory(d), Observed::Directory(o)) => directory::apply(&host.root, d, o, *names, *ruled),
-        (Desired::Symlink(d), Observed::Symlink(o)) => symlink::apply(&host.root, d, o),
-        (Desired::User(d), Observed::User(o)) => user::apply(host, snapshot, d, o),
-        (Desired::Group(d), Observed::Group(o)) => group::apply(host, snapshot, d, o),
-        (Desired::Package(d), Observed::Package(o)) => package::apply(host, snapshot, d, o),
-        (Desired::Service(d), Observed::Service(o)) => service::apply(host, d, o),
-        (Desired::Command(d), Observed::Command(_)) => command::apply(host, snapshot, d),
-        (Desired::Sweep(d), Observed::Sweep(o)) => sweep::apply(host, d, o),
-        (Desired::Check(_), Observed::Check(_)) => Err(ApplyError::Protected {
+    let otherwise =
+        || Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() });
+    of_both!(desired, observed, otherwise otherwise(), {
+        File(d, o) => file::apply(&host.root, d, o, *names),
+        Directory(d, o) => directory::apply(&host.root, d, o, *names, *ruled),
+        Symlink(d, o) => symlink::apply(&host.root, d, o),
+        Setting(d, o) => setting::apply(&host.root, d, o, *names),
+        User(d, o) => user::apply(host, snapshot, d, o),
+        Group(d, o) => group::apply(host, snapshot, d, o),
+        Package(d, o) => package::apply(host, snapshot, d, o),
+        Repository(d, o) => repository::apply(host, d, o),
+        Service(d, o) => service::apply(host, d, o),
+        Sysctl(d, o) => sysctl::apply(host, d, o),
+        KernelModule(d, o) => kernel_module::apply(host, d, o),
+        Mount(d, o) => mount::apply(host, d, o),
+        Command(d, _) => command::apply(host, snapshot, d),
+        Check(_, _) => Err(ApplyError::Protected {
             operation: "repair",
             name: "a check".to_owned(),
             why: "it only says whether all is well",
         }),
-        (Desired::Setting(d), Observed::Setting(o)) => setting::apply(&host.root, d, o, *names),
-        (Desired::Sysctl(d), Observed::Sysctl(o)) => sysctl::apply(host, d, o),
-        (Desired::KernelModule(d), Observed::KernelModule(o)) => kernel_module::apply(host, d, o),
-        (Desired::Mount(d), Observed::Mount(o)) => mount::apply(host, d, o),
-        (Desired::Repository(d), Observed::Repository(o)) => repository::apply(host, d, o),
-        (
-            Desired::File(_)
-            | Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_),
-            _,
-        ) => Err(ApplyError::Vanished { what: "the step".to_owned(), why: "observed as another kind".to_owned() }),
-    }
+        Sweep(d, o) => sweep::apply(host, d, o),
+    })
 }
 
 /// Why a difference is to be left as it is whatever the policy says of drift, if so.
 pub fn excess(desired: &Desired, sighting: &Sighting) -> Option<String> {
-    match (desired, &sighting.observed) {
-        (Desired::Directory(d), Observed::Directory(o)) => directory::excess(d, o),
-        _ => None,
-    }
+    let (Desired::Directory(d), Observed::Directory(o)) = (desired, &sighting.observed) else { return None };
+    directory::excess(d, o)
 }
 
 /// Why a step must not be attempted although it is due, with a word for the reason, if so.
 pub fn refusal(desired: &Desired, sighting: &Sighting) -> Option<(String, &'static str)> {
-    match (desired, &sighting.observed) {
-        (Desired::File(d), Observed::File(o)) => file::refusal(d, o),
-        _ => None,
-    }
+    let (Desired::File(d), Observed::File(o)) = (desired, &sighting.observed) else { return None };
+    file::refusal(d, o)
 }
 
 /// The directory from which a step removes what nobody declares, if it is such a step.
 pub fn purges<'a>(desired: &'a Desired, sighting: &Sighting) -> Option<&'a directory::Desired> {
-    match (desired, &sighting.observed) {
-        (Desired::Directory(d), Observed::Directory(o)) => directory::purges(o).then_some(d),
-        _ => None,
-    }
+    let (Desired::Directory(d), Observed::Directory(o)) = (desired, &sighting.observed) else { return None };
+    directory::purges(o).then_some(d)
 }
 
 /// Bytes that a step overwrites or removes.
@@ -270,56 +241,51 @@ pub enum Replaced {
 
 /// What a step would overwrite or remove. Reads the file when the observation did not.
 pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced {
-    let (path, observation, keeps_same_content) = match (desired, &sighting.observed) {
-        (Desired::File(d), Observed::File(Observation::Present(o))) => {
-            let same = match (&d.ensure, &o.node) {
-                (Ensure::Present(spec), Node::File(content)) => spec.content.is(content),
-                (
-                    Ensure::Present(_) | Ensure::Absent,
-                    Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special,
-                ) => false,
-            };
-            (&d.path, o, same)
-        }
-        (Desired::Directory(d), Observed::Directory(Observation::Present(o))) => (&d.path, &o.place, false),
-        (Desired::Symlink(d), Observed::Symlink(Observation::Present(o))) => (&d.path, o, false),
-        (Desired::Setting(d), Observed::Setting(Observation::Present(o))) => {
-            // What cannot be edited is not touched.
-            return match &o.node {
-                Node::File(content) if setting::replacement(d, content).is_some() => {
-                    Replaced::Contents(vec![content.clone()])
-                }
-                Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special => Replaced::Nothing,
-            };
-        }
-        (Desired::Sysctl(d), Observed::Sysctl(observation)) => {
-            return own_files(observation, |o| sysctl::replaced(d, o));
-        }
-        (Desired::KernelModule(d), Observed::KernelModule(observation)) => {
-            return own_files(observation, |o| kernel_module::replaced(d, o));
-        }
-        (Desired::Repository(d), Observed::Repository(observation)) => {
-            return own_files(observation, |o| repository::replaced(d, o));
-        }
-        (Desired::Mount(d), Observed::Mount(observation)) => {
-            return own_files(observation, |o| mount::replaced(d, o).into_iter().collect());
-        }
-        (Desired::User(_), Observed::User(observation)) => {
-            return match observation.as_ref() {
-                Observation::Present(o) => {
-                    user::overwritten_keys(o).map_or(Replaced::Nothing, |keys| Replaced::Contents(vec![keys.to_vec()]))
-                }
-                Observation::Absent | Observation::Unknown(_) => Replaced::Nothing,
-            };
-        }
-        _ => return Replaced::Nothing,
+    let at = |path: &AbsPath, node: &Node| {
+        // What stands where a secret belongs may be the one before it. It is not kept in clear, and nobody could read it otherwise.
+        if desired.is_secret() { Replaced::Nothing } else { at_place(root, path, node) }
     };
-    // What stands where a secret belongs may be the one before it. It is not kept in clear, and nobody could read it otherwise.
-    if desired.is_secret() {
-        return Replaced::Nothing;
+    of_both!(desired, &sighting.observed, otherwise Replaced::Nothing, {
+        File(d, o) => match (d.ensure.present(), present(o).map(|o| &o.node)) {
+            (Some(spec), Some(Node::File(content))) if spec.content.is(content) => Replaced::Nothing,
+            (_, Some(node)) => at(&d.path, node),
+            (_, None) => Replaced::Nothing,
+        },
+        Directory(d, o) => present(o).map_or(Replaced::Nothing, |o| at(&d.path, &o.place.node)),
+        Symlink(d, o) => present(o).map_or(Replaced::Nothing, |o| at(&d.path, &o.node)),
+        Setting(d, o) => match present(o).map(|o| &o.node) {
+            // What cannot be edited is not touched.
+            Some(Node::File(content)) if setting::replacement(d, content).is_some() => {
+                Replaced::Contents(vec![content.clone()])
+            }
+            Some(Node::File(_) | Node::Unread | Node::Directory | Node::Symlink(_) | Node::Special) | None => {
+                Replaced::Nothing
+            }
+        },
+        User(_, o) => contents(o, |o| user::overwritten_keys(o).into_iter().collect()),
+        Repository(d, o) => contents(o, |o| repository::replaced(d, o)),
+        Sysctl(d, o) => contents(o, |o| sysctl::replaced(d, o)),
+        KernelModule(d, o) => contents(o, |o| kernel_module::replaced(d, o)),
+        Mount(d, o) => contents(o, |o| mount::replaced(d, o).into_iter().collect()),
+        Group(_, _) => Replaced::Nothing,
+        Package(_, _) => Replaced::Nothing,
+        Service(_, _) => Replaced::Nothing,
+        Command(_, _) => Replaced::Nothing,
+        Check(_, _) => Replaced::Nothing,
+        Sweep(_, _) => Replaced::Nothing,
+    })
+}
+
+fn present<T>(observation: &Observation<T>) -> Option<&T> {
+    match observation {
+        Observation::Present(seen) => Some(seen),
+        Observation::Absent | Observation::Unknown(_) => None,
     }
-    match &observation.node {
-        Node::File(_) if keeps_same_content => Replaced::Nothing,
+}
+
+/// What is lost with what stands at a path.
+fn at_place(root: &Root, path: &AbsPath, node: &Node) -> Replaced {
+    match node {
         Node::File(content) => Replaced::Contents(vec![content.clone()]),
         Node::Symlink(target) => {
             Replaced::Contents(vec![std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()).to_vec()])
@@ -334,16 +300,10 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
     }
 }
 
-/// What a step overwrites of the agent's own files, or of another that the resource found for itself.
-fn own_files<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Vec<&'o [u8]>) -> Replaced {
-    let contents = match observation {
-        Observation::Present(o) => replaced(o),
-        Observation::Absent | Observation::Unknown(_) => Vec::new(),
-    };
-    match contents.as_slice() {
-        [] => Replaced::Nothing,
-        contents => Replaced::Contents(contents.iter().map(|content| content.to_vec()).collect()),
-    }
+/// What a step overwrites of the agent's own files, or of others that the resource found for itself.
+fn contents<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Vec<&'o [u8]>) -> Replaced {
+    let contents: Vec<Vec<u8>> = present(observation).map(replaced).into_iter().flatten().map(<[u8]>::to_vec).collect();
+    if contents.is_empty() { Replaced::Nothing } else { Replaced::Contents(contents) }
 }
 
 /// Where drift of a resource shows: what a watcher must look at.
@@ -364,12 +324,49 @@ pub struct Watched {
 }
 
 impl Desired {
+    /// The path at which it is what stands there, or which it edits.
+    pub fn path(&self) -> Option<&AbsPath> {
+        match self {
+            Self::File(file) => Some(&file.path),
+            Self::Directory(directory) => Some(&directory.path),
+            Self::Symlink(symlink) => Some(&symlink.path),
+            Self::Setting(setting) => Some(&setting.path),
+            Self::User(_)
+            | Self::Group(_)
+            | Self::Package(_)
+            | Self::Repository(_)
+            | Self::Service(_)
+            | Self::Sysctl(_)
+            | Self::KernelModule(_)
+            | Self::Mount(_)
+            | Self::Command(_)
+            | Self::Check(_)
+            | Self::Sweep(_) => None,
+        }
+    }
+
+    /// Whether anything is left when it is no longer declared: what was declared absent leaves nothing, and what runs or looks
+    /// at something is nothing that could be left.
+    pub fn leaves_something(&self) -> bool {
+        match self {
+            Self::File(d) => d.ensure != Ensure::Absent,
+            Self::Directory(d) => d.ensure != Ensure::Absent,
+            Self::Symlink(d) => d.ensure != Ensure::Absent,
+            Self::User(d) => d.ensure != Ensure::Absent,
+            Self::Group(d) => d.ensure != Ensure::Absent,
+            Self::Package(d) => d.ensure != Ensure::Absent,
+            Self::Repository(d) => d.ensure != Ensure::Absent,
+            Self::Mount(_) | Self::Service(_) | Self::Setting(_) | Self::Sysctl(_) | Self::KernelModule(_) => true,
+            Self::Command(_) | Self::Check(_) | Self::Sweep(_) => false,
+        }
+    }
+
     /// Whether it holds what the policy holds encrypted only.
     pub fn is_secret(&self) -> bool {
         match self {
-            Self::File(file) => matches!(&file.ensure, Ensure::Present(spec) if spec.content.is_secret()),
+            Self::File(file) => file.ensure.present().is_some_and(|spec| spec.content.is_secret()),
             Self::User(user) => {
-                matches!(&user.ensure, Ensure::Present(spec) if matches!(spec.password, Some(user::Password::Secret(_))))
+                user.ensure.present().is_some_and(|spec| matches!(spec.password, Some(user::Password::Secret(_))))
             }
             Self::Directory(_)
             | Self::Symlink(_)

@@ -59,6 +59,16 @@ pub enum Ensure<T> {
     Absent,
 }
 
+impl<T> Ensure<T> {
+    /// The specification of what is to be there.
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Self::Present(spec) => Some(spec),
+            Self::Absent => None,
+        }
+    }
+}
+
 /// The desired state of one resource, by kind.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Desired {

@@ -23,6 +23,16 @@ pub struct Desired {
     pub state: Option<RunState>,
 }
 
+impl Desired {
+    /// Whether the unit is not to run.
+    pub fn stops(&self) -> bool {
+        match self.state {
+            Some(RunState::Stopped | RunState::Masked) => true,
+            Some(RunState::Running) | None => false,
+        }
+    }
+}
+
 /// Whether a unit starts at boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Enablement {

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::{Run, targets};
 use crate::host::verify::{self, Answer, Entry, Method};
-use crate::resource::{Desired, Ensure, Names, Resource, ResourceId};
+use crate::resource::{Desired, Names, Resource, ResourceId};
 
 /// For fewer files it is not worth while.
 const FEWEST: usize = 16;
@@ -68,24 +68,8 @@ impl<'a> Run<'a, '_> {
     }
 
     fn file(&mut self, resource: &'a Resource) -> Option<File<'a>> {
-        let file = match &resource.desired {
-            Desired::File(file) => file,
-            Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_) => return None,
-        };
-        let Ensure::Present(spec) = &file.ensure else { return None };
+        let Desired::File(file) = &resource.desired else { return None };
+        let spec = file.ensure.present()?;
         // With the same view of the accounts as the rest of the run. Whoever cannot be told now is told of there.
         let names = Names::resolve(self.context.host, &mut self.snapshot, &spec.ownership).ok()?;
         Some(File { id: &resource.id, entry: file.entry(names)? })

@@ -146,28 +146,11 @@ impl<'a> Run<'a, '_> {
 
 impl Member<'_> {
     fn plan_into(&self, transaction: &mut Transaction) -> Result<(), ApplyError> {
-        match (&self.resource.desired, &self.sighting.observed) {
-            (Desired::Package(desired), Observed::Package(observation)) => {
-                package::plan_into(transaction, desired, observation)
-            }
-            (
-                Desired::File(_)
-                | Desired::Directory(_)
-                | Desired::Symlink(_)
-                | Desired::User(_)
-                | Desired::Group(_)
-                | Desired::Package(_)
-                | Desired::Repository(_)
-                | Desired::Service(_)
-                | Desired::Command(_)
-                | Desired::Check(_)
-                | Desired::Sweep(_)
-                | Desired::Setting(_)
-                | Desired::Sysctl(_)
-                | Desired::KernelModule(_)
-                | Desired::Mount(_),
-                _,
-            ) => Ok(()),
-        }
+        let (Desired::Package(desired), Observed::Package(observation)) =
+            (&self.resource.desired, &self.sighting.observed)
+        else {
+            return Ok(());
+        };
+        package::plan_into(transaction, desired, observation)
     }
 }

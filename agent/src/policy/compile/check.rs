@@ -147,21 +147,11 @@ impl<'a, 'v> Graph<'a, 'v> {
 
 /// The path that a declaration is about, if it is about one.
 pub(super) fn path_of<'a>(declaration: &'a Declaration<'_>) -> Option<&'a str> {
-    match declaration.id.kind {
-        Kind::File | Kind::Directory | Kind::Symlink => Some(&declaration.id.name),
-        Kind::Setting => setting::path_of(&declaration.id.name, declaration.fields.text("path").as_ref()),
-        Kind::User
-        | Kind::Group
-        | Kind::Package
-        | Kind::Service
-        | Kind::Mount
-        | Kind::Sysctl
-        | Kind::Repository
-        | Kind::KernelModule
-        | Kind::Command
-        | Kind::Check
-        | Kind::Sweep => None,
+    let Declaration { id, fields, .. } = declaration;
+    if id.kind.is_place() {
+        return Some(&id.name);
     }
+    if id.kind == Kind::Setting { setting::path_of(&id.name, fields.text("path").as_ref()) } else { None }
 }
 
 /// The paths above one, the nearest first, `/` last.
@@ -291,32 +281,18 @@ fn paths(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
         // One above is enough: whatever is wrong further up is reported for that one.
         let Some(above) = graph.nearest_ancestor(path) else { continue };
         let Some(other) = graph.declaration(above) else { continue };
-        let is_gone = graph.is_absent(above);
-        let (what, hint) = match other.id.kind {
-            Kind::Symlink if !is_gone => (
-                "is a symbolic link",
-                "name the path that the link leads to, or declare a directory instead of the link",
-            ),
-            Kind::File if !is_gone => ("is a file", "a file has nothing below it: declare a directory"),
+        let (what, hint) = if graph.is_absent(above) {
             // What is to be gone below something that is to be gone is well.
-            Kind::File | Kind::Directory | Kind::Symlink if is_gone && !graph.is_absent(i) => {
-                ("is to be absent", "remove one of the two")
+            if graph.is_absent(i) {
+                continue;
             }
-            Kind::File
-            | Kind::Directory
-            | Kind::Symlink
-            | Kind::User
-            | Kind::Group
-            | Kind::Package
-            | Kind::Service
-            | Kind::Setting
-            | Kind::Sysctl
-            | Kind::Repository
-            | Kind::KernelModule
-            | Kind::Mount
-            | Kind::Command
-            | Kind::Check
-            | Kind::Sweep => continue,
+            ("is to be absent", "remove one of the two")
+        } else if other.id.kind == Kind::Symlink {
+            ("is a symbolic link", "name the path that the link leads to, or declare a directory instead of the link")
+        } else if other.id.kind == Kind::File {
+            ("is a file", "a file has nothing below it: declare a directory")
+        } else {
+            continue;
         };
         out.push(
             Diagnostic::error("path", format!("`{id}` lies below `{}`, which {what}", other.id.name))

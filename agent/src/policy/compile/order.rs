@@ -6,7 +6,7 @@ use super::check::{Graph, path_of};
 use super::load::service_name;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::resource::place::Ownership;
-use crate::resource::{Argv, Desired, Ensure, Kind, Principal, ResourceId, service, user};
+use crate::resource::{Argv, Desired, Ensure, Kind, Principal, ResourceId, user};
 
 /// For each resource what it requires, without duplicates, and why.
 #[derive(Debug)]
@@ -107,12 +107,8 @@ fn repositories_first(graph: &Graph<'_, '_>, builder: &mut Builder) {
         (0..graph.len()).filter(|i| graph.declaration(*i).is_some_and(|declaration| is_one(&declaration.id))).collect()
     };
     let repositories = all(&|id| id.kind == Kind::Repository);
-    let beneath = |places: &[&str]| {
-        all(&|id| {
-            matches!(id.kind, Kind::File | Kind::Directory | Kind::Symlink)
-                && places.iter().any(|place| id.name.starts_with(place))
-        })
-    };
+    let beneath =
+        |places: &[&str]| all(&|id| id.kind.is_place() && places.iter().any(|place| id.name.starts_with(place)));
     if !repositories.is_empty() {
         for file in beneath(&FOR_REPOSITORIES) {
             let needed = builder.needed([file]);
@@ -150,30 +146,19 @@ fn automatic(graph: &Graph<'_, '_>, i: usize, builder: &mut Builder) {
             let argvs = [Some(&command.program.argv), command.onlyif.as_ref(), command.unless.as_ref()];
             runs(graph, i, argvs.into_iter().flatten(), command.program.user.as_deref(), builder);
         }
-        Desired::Sweep(_) => {}
         Desired::Check(check) => {
             runs(graph, i, [&check.program.argv], check.program.user.as_deref(), builder);
         }
-        Desired::File(file) => {
-            let owners = match &file.ensure {
-                Ensure::Present(spec) => Some(&*spec.ownership),
-                Ensure::Absent => None,
-            };
-            path(graph, i, owners, builder);
-        }
+        Desired::File(file) => path(graph, i, file.ensure.present().map(|spec| &*spec.ownership), builder),
         Desired::Directory(directory) => {
-            let owners = match &directory.ensure {
-                Ensure::Present(spec) => Some(&*spec.ownership),
-                Ensure::Absent => None,
-            };
-            path(graph, i, owners, builder);
+            path(graph, i, directory.ensure.present().map(|spec| &*spec.ownership), builder);
             if let Some(rule) = directory.rules().and_then(|rules| rules.recurse.as_ref()) {
                 owned_by(graph, i, rule.owner.as_ref(), rule.group.as_ref(), builder);
             }
         }
         Desired::Symlink(_) => path(graph, i, None, builder),
         Desired::Setting(setting) => path(graph, i, Some(&setting.spec.ownership()), builder),
-        Desired::Repository(_) | Desired::Sysctl(_) | Desired::KernelModule(_) => {}
+        Desired::Repository(_) | Desired::Sysctl(_) | Desired::KernelModule(_) | Desired::Sweep(_) => {}
         Desired::Mount(_) => {
             let Some(declaration) = graph.declaration(i) else { return };
             let name = &*declaration.id.name;
@@ -237,29 +222,7 @@ fn runs<'p>(
 }
 
 fn stops(graph: &Graph<'_, '_>, i: usize) -> bool {
-    match graph.lowered(i).map(|lowered| &lowered.desired) {
-        Some(Desired::Service(service)) => match service.state {
-            Some(service::RunState::Stopped | service::RunState::Masked) => true,
-            Some(service::RunState::Running) | None => false,
-        },
-        Some(
-            Desired::File(_)
-            | Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::User(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Setting(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_),
-        )
-        | None => false,
-    }
+    matches!(graph.lowered(i).map(|lowered| &lowered.desired), Some(Desired::Service(service)) if service.stops())
 }
 
 fn path(graph: &Graph<'_, '_>, i: usize, owners: Option<&Ownership>, builder: &mut Builder) {

@@ -27,39 +27,19 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             // A declaration with mistakes of its own could be the way in.
             return;
         };
-        match &lowered.desired {
-            Desired::File(file) => {
-                let text = match &file.ensure {
-                    // While a policy is compiled all of it is in memory.
-                    Ensure::Present(spec) => spec
-                        .content
-                        .bytes()
-                        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-                        .unwrap_or_default(),
-                    Ensure::Absent => String::new(),
-                };
-                ways.file(&file.path.to_string(), text, &declaration.name);
-            }
+        if let Desired::File(file) = &lowered.desired {
+            // While a policy is compiled all of it is in memory.
+            let content = file.ensure.present().and_then(|spec| spec.content.bytes().ok());
+            let text = content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            ways.file(&file.path.to_string(), text, &declaration.name);
+        } else if let Desired::Setting(setting) = &lowered.desired {
             // Of a file that stays otherwise as it is, only what is added counts.
-            Desired::Setting(setting) => {
-                if let Ok(edited) = setting.spec.edits.edit(&[]) {
-                    let text = String::from_utf8_lossy(&edited.content).into_owned();
-                    ways.part(&setting.path.to_string(), text, &declaration.name);
-                }
+            if let Ok(edited) = setting.spec.edits.edit(&[]) {
+                let text = String::from_utf8_lossy(&edited.content).into_owned();
+                ways.part(&setting.path.to_string(), text, &declaration.name);
             }
-            Desired::User(user) => accounts.push((user, &declaration.name)),
-            Desired::Directory(_)
-            | Desired::Symlink(_)
-            | Desired::Group(_)
-            | Desired::Package(_)
-            | Desired::Repository(_)
-            | Desired::Service(_)
-            | Desired::Sysctl(_)
-            | Desired::KernelModule(_)
-            | Desired::Mount(_)
-            | Desired::Command(_)
-            | Desired::Check(_)
-            | Desired::Sweep(_) => {}
+        } else if let Desired::User(user) = &lowered.desired {
+            accounts.push((user, &declaration.name));
         }
     }
     for (account, place) in &accounts {

@@ -182,11 +182,7 @@ fn service(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: 
         return;
     }
     let Some(Desired::Service(desired)) = graph.lowered(i).map(|lowered| &lowered.desired) else { return };
-    let stops = match desired.state {
-        Some(service::RunState::Stopped | service::RunState::Masked) => true,
-        Some(service::RunState::Running) | None => desired.enabled == Some(service::Enablement::Disabled),
-    };
-    if stops {
+    if desired.stops() || desired.enabled == Some(service::Enablement::Disabled) {
         out.push(
             Diagnostic::error("protected", "the policy would stop the agent that carries it out")
                 .at(declaration.name.clone(), "")

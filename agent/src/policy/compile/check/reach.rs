@@ -73,23 +73,8 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
 }
 
 fn decides(desired: &Desired) -> bool {
-    match desired {
-        Desired::File(file) => is_beneath(&file.path),
-        Desired::Directory(directory) => is_beneath(&directory.path),
-        Desired::Symlink(link) => is_beneath(&link.path),
-        Desired::Setting(setting) => is_beneath(&setting.path),
-        Desired::Service(service) => is_of_network(&service.unit),
-        Desired::User(_)
-        | Desired::Group(_)
-        | Desired::Package(_)
-        | Desired::Repository(_)
-        | Desired::Sysctl(_)
-        | Desired::KernelModule(_)
-        | Desired::Mount(_)
-        | Desired::Command(_)
-        | Desired::Check(_)
-        | Desired::Sweep(_) => false,
-    }
+    desired.path().is_some_and(is_beneath)
+        || matches!(desired, Desired::Service(service) if is_of_network(&service.unit))
 }
 
 /// What a secret replaces is not kept and what a purge moves is not put back, so that neither can have `confirm`.

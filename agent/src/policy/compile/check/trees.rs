@@ -131,7 +131,6 @@ fn has_anything_beneath(graph: &Graph<'_, '_>, path: &str, depth: directory::Dep
     graph.active().any(|(i, other)| {
         let rest = other.id.name.strip_prefix(path).and_then(|rest| rest.strip_prefix('/'));
         let is_near = |rest: &str| depth == directory::Depth::Recursive || !rest.contains('/');
-        let is_path = matches!(other.id.kind, Kind::File | Kind::Directory | Kind::Symlink);
-        is_path && rest.is_some_and(is_near) && !graph.is_absent(i)
+        other.id.kind.is_place() && rest.is_some_and(is_near) && !graph.is_absent(i)
     })
 }
