@@ -10,7 +10,7 @@
 //!   `policy/compile/lower/`: what its attributes mean;
 //! - `policy/compile/check.rs`, `policy/compile/check/` and `policy/compile/order.rs`: what it must not do to others, which accounts
 //!   it names, and what comes before it;
-//! - `converge/first.rs`, `converge/apply.rs` and `converge/lockout.rs`: whether it waits for anybody, what proves that a step
+//! - `converge/first.rs`, `converge/apply/step.rs` and `converge/lockout.rs`: whether it waits for anybody, what proves that a step
 //!   took effect, and whether one may close a way in; `agent/escalate.rs`: whether it is the agent's own.
 //!
 //! What concerns one kind alone is asked with `if let`, and a new kind need not be told of it.
