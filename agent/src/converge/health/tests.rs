@@ -1,6 +1,6 @@
 use super::*;
-use crate::converge::{Cause, ResourceReport};
-use crate::resource::{Action, Change};
+use crate::converge::{Cause, Outcome, ResourceReport, lockout};
+use crate::resource::{Action, Change, Kind};
 
 const T0: i64 = 1_800_000_000;
 
