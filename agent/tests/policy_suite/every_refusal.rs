@@ -40,7 +40,7 @@ const SAYS: &[(&str, &str, &[&str])] = &[
         &["invalid unit name `*`: *"],
     ),
     (
-        "lower.rs",
+        "user.rs",
         r#"self.refuse("name", error.to_string(), &text.place, "the name of a group")"#,
         &["invalid group name `*`: *"],
     ),
