@@ -9,6 +9,7 @@ mod examples;
 mod keys;
 mod laws;
 mod refusals;
+mod refusals_of_kinds;
 mod repository;
 mod scale;
 mod schema_laws;
