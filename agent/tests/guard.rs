@@ -171,7 +171,7 @@ fn case_32_touching_without_changing_is_no_drift() {
 #[test]
 fn case_39_a_poisoned_copy_is_not_used() {
     let sandbox = Sandbox::guard(&["/d/t"]);
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 64);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 256);
     for entry in fs::read_dir(sandbox.stage()).unwrap() {
         let path = entry.unwrap().path();
         fs::write(&path, "poison").unwrap();
@@ -302,25 +302,26 @@ fn a_file_that_drifts_again_and_again_gets_more_copies() {
     assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
 }
 
-/// Changes one file again and again until a repair is told; returns after how many.
-fn drift_until_told(sandbox: &Sandbox) -> usize {
-    let mut n = 0;
+/// Changes one file again and again until a repair is told; returns after how many, and how many were told by then.
+fn drift_until_told(sandbox: &Sandbox) -> (usize, usize) {
+    let (mut n, mut n_told) = (0, 0);
     sandbox.wait("a repair to be told", || {
         n += 1;
         sandbox.expect_ready(1);
         fs::write(sandbox.at("/d/t"), format!("evil {n}")).expect("the file can be written");
         sandbox.expect_good("/d/t");
-        sandbox.n_repairs() > 0
+        n_told = sandbox.n_repairs();
+        n_told > 0
     });
     assert_eq!(sandbox.expect_repairs(n).len(), n, "each is told once");
-    n
+    (n, n_told)
 }
 
 #[test]
 fn a_burst_that_does_not_end_is_told_all_the_same() {
     let sandbox = Sandbox::guard(&["/d/t"]);
     let began = Instant::now();
-    let n = drift_until_told(&sandbox);
+    let (n, _) = drift_until_told(&sandbox);
     assert!(n < 1000 || began.elapsed() < Duration::from_secs(2), "the first of {n} repairs was told with the last");
 }
 
@@ -328,8 +329,9 @@ fn a_burst_that_does_not_end_is_told_all_the_same() {
 fn a_fight_is_told_before_it_has_gone_on_for_long() {
     let sandbox = Sandbox::guard(&["/d/t"]);
     sandbox.guard.set_patience(3);
-    let n = drift_until_told(&sandbox);
-    assert!(n < 40, "{n} repairs of one file were told together");
+    // How many come until the disk has taken the first is the disk's business.
+    let (_, n_told) = drift_until_told(&sandbox);
+    assert!(n_told < 40, "{n_told} repairs of one file were told together");
 }
 
 #[test]
@@ -368,7 +370,7 @@ fn what_a_kill_left_on_the_stage_is_kept_recorded_and_owed() {
     let unit = UnitName::new("ssh.service").unwrap();
     sandbox.arm_as(vec![declared("/d/t", GOOD, &[(Notify::Restart, unit.clone())])], 1);
     // None is being written any more.
-    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 64);
+    sandbox.wait("all copies", || sandbox.guard.readiness().n_copies == 256);
     let copy = fs::read_dir(sandbox.stage()).unwrap().next().unwrap().unwrap().file_name();
     let dir = {
         let Sandbox { watcher, guard, dir, .. } = sandbox;

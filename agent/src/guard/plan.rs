@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::Declared;
 use super::stages::Stages;
-use super::table::{Common, Entry, Likeness, Pool, PoolKey, Spent, Table};
+use super::table::{Common, Entry, Likeness, MOST_OF_ONE, Pool, PoolKey, Spent, Table};
 use crate::host::root::{Permissions, mount_of, stat_of};
 use crate::host::stage::Stage;
 use crate::policy::Revision;
@@ -154,10 +154,12 @@ impl Plan {
         } else {
             1
         };
+        let most = each.max(ROOM / n_all.max(1));
+        let most_of_one = usize::try_from(MOST_OF_ONE).unwrap_or(usize::MAX);
         // Each pool has some before any has more.
-        for each in [each, each.max(ROOM / n_all.max(1))] {
+        for each in std::iter::successors(Some(each), |each| (*each < most).then(|| most.min(each * 2))) {
             for (pool, n_files) in self.pools.iter_mut().zip(&self.n_files) {
-                pool.want(u32::try_from((n_files * each).clamp(1, 64)).unwrap_or(1), &mut self.spent);
+                pool.want(u32::try_from((n_files * each).clamp(1, most_of_one)).unwrap_or(1), &mut self.spent);
             }
         }
         self.leave_out_unallotted();

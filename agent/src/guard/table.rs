@@ -16,7 +16,7 @@ use crate::resource::place::Ownership;
 use crate::resource::{Content, Kind, Names, Notify, ResourceId, UnitName, file};
 
 /// Most copies of one pool, however often they are used up.
-const MOST_OF_ONE: u32 = 256;
+pub(super) const MOST_OF_ONE: u32 = 256;
 
 /// With so many copies left a pool is never short: at a drift every millisecond they last longer than a sync takes.
 const COMFORT: usize = 32;

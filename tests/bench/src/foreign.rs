@@ -47,13 +47,11 @@ impl Kind {
     }
 }
 
-/// Drifts of one file, one after the other.
+/// Drifts of files in turn, one after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Drifts {
-    /// The file.
-    pub path: PathBuf,
-    /// Number of its content.
-    pub class: usize,
+    /// The files, and the number of the content of each.
+    pub files: Vec<(PathBuf, usize)>,
     /// How.
     pub kind: Kind,
     /// How often.
@@ -62,7 +60,7 @@ pub struct Drifts {
     pub gap: Duration,
     /// How long to look before a repair is given up as missed.
     pub patience: Duration,
-    /// Where to prepare what is renamed over the file: on the same file system, watched by nobody.
+    /// Where to prepare what is renamed over a file: on the same file system, watched by nobody.
     pub spare: PathBuf,
 }
 
@@ -110,12 +108,16 @@ pub struct Reads {
 /// Causes one drift after the other, and looks for each repair.
 pub fn drift_main() -> Result<()> {
     let spec: Drifts = read_spec()?;
-    let mut target = Target::new(&spec.path, spec.class)?;
+    let mut targets = Target::all(&spec.files)?;
     let bad = vec![b'B'; tree::SIZE];
-    ensure!(target.is_good(Aspect::All)?, "`{}` is not as declared before the first drift", spec.path.display());
+    for target in &mut targets {
+        ensure!(target.is_good(Aspect::All)?, "{:?} is not as declared before the first drift", target.path);
+    }
     say_ready()?;
     let mut drifts = Vec::with_capacity(spec.n);
-    for _ in 0..spec.n {
+    let mut next = (0..targets.len()).cycle();
+    while drifts.len() < spec.n {
+        let target = next.next().and_then(|next| targets.get_mut(next)).context("nothing to drift")?;
         pause(spec.gap);
         let began;
         let aspect = match spec.kind {
@@ -152,8 +154,7 @@ pub fn drift_main() -> Result<()> {
 pub fn flood_main() -> Result<()> {
     let spec: Flood = read_spec()?;
     let bad = vec![b'B'; tree::SIZE];
-    let mut targets =
-        spec.files.iter().map(|(path, class)| Target::new(path, *class)).collect::<Result<Vec<Target>>>()?;
+    let mut targets = Target::all(&spec.files)?;
     say_ready()?;
     let first = clock::now()?;
     for target in &targets {
@@ -213,6 +214,10 @@ struct Target {
 }
 
 impl Target {
+    fn all(files: &[(PathBuf, usize)]) -> Result<Vec<Self>> {
+        files.iter().map(|(path, class)| Self::new(path, *class)).collect()
+    }
+
     fn new(path: &Path, class: usize) -> Result<Self> {
         let path = CString::new(path.as_os_str().as_bytes()).context("a path without NUL")?;
         Ok(Self { path, content: tree::content(class), buffer: vec![0; 2 * tree::SIZE] })

@@ -29,7 +29,7 @@ const MISSED: Duration = Duration::from_secs(10);
 /// Measures the time from a drift to the sight of the correct content
 #[derive(Debug, Clone, Args)]
 pub struct Latency {
-    /// Drifts of one file, for each kind and each side
+    /// Drifts, one after the other, for each kind and each side
     #[arg(long, default_value_t = 1000)]
     pub drifts: usize,
     /// Turns in which floor and rekindle alternate
@@ -41,6 +41,9 @@ pub struct Latency {
     /// Ways to drift
     #[arg(long, value_enum, value_delimiter = ',', default_value = "content")]
     pub kinds: Vec<Kind>,
+    /// How many files are declared, and drift in turn
+    #[arg(long, default_value_t = 1)]
+    pub among: usize,
     /// Overwrite so many files at once instead
     #[arg(long, value_name = "FILES")]
     pub files: Option<usize>,
@@ -78,7 +81,7 @@ impl Latency {
     }
 
     fn drift(&self, bench: &Bench, kind: Kind) -> Result<Vec<Row>> {
-        let mut stage = Stage::new(bench, 1)?;
+        let mut stage = Stage::new(bench, self.among.max(1))?;
         let mut turns: [Turns; 3] = Default::default();
         let rounds = self.rounds.clamp(1, self.drifts.max(1));
         for round in 0..rounds {
@@ -91,7 +94,10 @@ impl Latency {
             }
         }
         stage.end()?;
-        let what = kind.describe();
+        let what = match self.among {
+            0 | 1 => kind.describe().to_owned(),
+            n => format!("{}, one of {n} in turn", kind.describe()),
+        };
         let [floor, durable_floor, rekindle] = turns;
         let scheduling = shown(stage.scheduling);
         eprintln!("{what}, both {scheduling}: floor    {}", floor.describe());
@@ -246,13 +252,12 @@ impl Stage {
         })
     }
 
-    /// One round of drifts of one file.
+    /// One round of drifts of all files in turn.
     fn drifts(&mut self, side: Side, kind: Kind, n: usize, gap: Duration) -> Result<Vec<Drift>> {
-        let floor = self.floor(side, kind, n)?;
+        let floor = self.floor(side, kind, n.div_ceil(self.tree.n_files))?;
         let root = self.root_of(side);
         let spec = Drifts {
-            path: self.tree.place_of(&root, 0),
-            class: self.tree.class(0),
+            files: self.files(&root),
             kind,
             n,
             gap,

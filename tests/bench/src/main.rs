@@ -139,8 +139,18 @@ fn everything() -> Vec<String> {
         Kind::ALL.iter().filter_map(|kind| Some(kind.to_possible_value()?.get_name().to_owned())).collect();
     let mut lines = vec![format!("latency --kinds {}", kinds.join(","))];
     lines.extend(
-        ["latency --files 1000", "scan", "storm", "idle", "idle --contents 64", "reload", "actors", "compile"]
-            .map(str::to_owned),
+        [
+            "latency --among 300",
+            "latency --files 1000",
+            "scan",
+            "storm",
+            "idle",
+            "idle --contents 64",
+            "reload",
+            "actors",
+            "compile",
+        ]
+        .map(str::to_owned),
     );
     lines
 }

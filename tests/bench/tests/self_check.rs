@@ -43,7 +43,7 @@ fn every_drift_is_restored(kind: Kind, durable: bool) -> Result<()> {
     let spare = directory.path().join("spare");
     let gap = Duration::from_millis(1);
     let drifts =
-        start("__drift", &Drifts { path: path.clone(), class: 0, kind, n: N, gap, patience: PATIENCE, spare })?;
+        start("__drift", &Drifts { files: vec![(path.clone(), 0)], kind, n: N, gap, patience: PATIENCE, spare })?;
     let drifts: Vec<Drift> = drifts.finish()?;
     let guarding: Guarding = guard.finish()?;
     assert_eq!(drifts.len(), N);
@@ -99,8 +99,7 @@ fn a_flood_is_restored_whole() -> Result<()> {
 fn a_drift_that_nobody_restores_is_missed() -> Result<()> {
     let (directory, tree) = declared(1)?;
     let spec = Drifts {
-        path: tree.place_of(directory.path(), 0),
-        class: 0,
+        files: vec![(tree.place_of(directory.path(), 0), 0)],
         kind: Kind::Content,
         n: 1,
         gap: Duration::ZERO,
