@@ -197,7 +197,7 @@ pub struct CheckInState {
 pub struct FetchNow {
     /// Format version, 1.
     pub version: u32,
-    /// When it was asked. A courier pulls once for each newer value.
+    /// When it was asked, which also names the request. A courier pulls once for each value.
     pub asked: Timestamp,
 }
 
@@ -213,6 +213,9 @@ pub struct FetchResult {
     pub commit: Option<String>,
     /// Why the last pull failed, if it did.
     pub error: Option<String>,
+    /// [`FetchNow::asked`] of the last request that a pull was begun for.
+    #[serde(default)]
+    pub answers: Option<Timestamp>,
 }
 
 /// Slot `inbox/reimage.json`: the endpoint's newest word on the open request.

@@ -145,7 +145,6 @@ fn the_deb_is_installed_upgraded_removed_and_purged() -> Result<()> {
     for (path, expected) in [
         ("/var/lib/rekindle", "755 root:root"),
         ("/var/lib/rekindle/policy", "700 root:root"),
-        ("/var/lib/rekindle/backup", "700 root:root"),
         ("/var/lib/rekindle/outbox", "770 root:rekindle"),
         ("/var/lib/rekindle/inbox", "750 rekindle:rekindle"),
         ("/var/lib/rekindle/courier", "700 rekindle:rekindle"),
@@ -164,6 +163,8 @@ fn the_deb_is_installed_upgraded_removed_and_purged() -> Result<()> {
     ensure!(verified.code == Some(0) && verified.stderr.is_empty(), "{verified:?}");
 
     start(&machine)?;
+    let journal = machine.run("journalctl").args(["--unit", AGENT, "--output", "cat"]).ok()?;
+    ensure!(!journal.contains("lost"), "nothing was there before: {journal}");
     restarts(&machine, || apt(&machine, "install", "./rekindle_*-2_*.deb"))?;
 
     // What an administrator disabled stays so.

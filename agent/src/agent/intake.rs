@@ -13,6 +13,7 @@ use crate::converge::health::{Answer, Input};
 use crate::host;
 use crate::policy::compile::Inputs;
 use crate::policy::facts::HostView;
+use crate::policy::secret::Secrets;
 use crate::resource::{Desired, Resource, ResourceId, UnitName, chain};
 use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
 use crate::watch::{Interest, MOUNTS, SharedPath};
@@ -163,6 +164,10 @@ impl Worker {
 
     pub(super) fn consider(&mut self, commit: &str) {
         let Some(policy) = self.settings.policy.clone() else { return };
+        if self.revisions.refused.is_some() || matches!(self.secrets, Secrets::Missing(_)) {
+            // It may have been for the want of the key, which somebody has put there since.
+            self.secrets = super::secrets::load(&self.settings);
+        }
         let view = host::facts::view(&self.host);
         let mut revisions = self.revisions.clone();
         let now = Timestamp::now();

@@ -126,13 +126,16 @@ pub(super) fn fetch(global: &Global, args: &Fetch, out: &mut Out) -> Outcome {
     if settings.policy.is_none() {
         return Err(anyhow::anyhow!("no policy is configured\nhint: set `[policy] url` in agent.toml").into());
     }
+    let inbox = Spool::open(&settings.paths.inbox())?;
+    let before = inbox.read_slot::<FetchResult>()?.and_then(|result| result.answers);
     let asked = Timestamp::now();
     Spool::open(&settings.paths.outbox())?.write_slot(&FetchNow { version: 1, asked })?;
-    let inbox = Spool::open(&settings.paths.inbox())?;
     let runtime = services::current_thread()?;
     let ends = Instant::now() + args.timeout;
     let result = loop {
-        if let Some(result) = inbox.read_slot::<FetchResult>()?.filter(|r| r.at >= asked) {
+        // An answer to somebody who asked later is one to this, too; that of a time before the clock was set back is not.
+        let is_answer = |result: &FetchResult| result.answers != before && result.answers >= Some(asked);
+        if let Some(result) = inbox.read_slot::<FetchResult>()?.filter(is_answer) {
             break result;
         }
         if Instant::now() >= ends {

@@ -217,6 +217,8 @@ pub(super) fn explain(why: &str, said: &[u8]) -> String {
         "the server's certificate is for another name than the one in `url`"
     } else if any(&["Host key verification failed", "REMOTE HOST IDENTIFICATION HAS CHANGED"]) {
         "the server's host key is not the one in `known_hosts` of `[policy]`: verify it out of band, then add it there"
+    } else if any(&["Permission denied (os error"]) {
+        "the courier may not read it: it runs as the user rekindle"
     } else if any(&["Permission denied (", "Load key"]) {
         "the ssh server refuses the key: check `ssh_key` in `[policy]`, that the courier may read it, and the server's access list"
     } else if any(&["Could not resolve hostname", "dns error", "failed to lookup address"]) {

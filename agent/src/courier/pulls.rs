@@ -39,7 +39,7 @@ pub(super) struct Pulls<'a> {
     due: Option<Instant>,
     failures: u32,
     check: Check,
-    /// The newest request of an operator that a pull has begun for.
+    /// The last request of an operator that a pull has begun for.
     asked: Option<Timestamp>,
     hinted: Option<Instant>,
 }
@@ -51,8 +51,14 @@ impl<'a> Pulls<'a> {
             warn!(error = %chain(&error), "the result of the last pull is lost");
             None
         });
-        let asked = stored.as_ref().map(|result| result.at);
-        let result = stored.unwrap_or(FetchResult { version: 1, at: Timestamp::UNIX_EPOCH, commit: None, error: None });
+        let asked = stored.as_ref().and_then(|result| result.answers);
+        let result = stored.unwrap_or(FetchResult {
+            version: 1,
+            at: Timestamp::UNIX_EPOCH,
+            commit: None,
+            error: None,
+            answers: None,
+        });
         let due = settings.policy.as_ref().map(|policy| {
             let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
             // A host without a policy waits for nothing; the others spread themselves over the interval.
@@ -97,7 +103,8 @@ impl<'a> Pulls<'a> {
     pub(super) fn look(&mut self, outbox: &Spool, tasks: &mut JoinSet<Done>) {
         let Some(policy) = self.settings.policy.as_ref().filter(|_| !self.busy) else { return };
         let wanted = match outbox.read_slot::<FetchNow>() {
-            Ok(wanted) => wanted.map(|wanted| wanted.asked).filter(|asked| self.asked.is_none_or(|last| *asked > last)),
+            // Not a later one: the clock may have been set back.
+            Ok(wanted) => wanted.map(|wanted| wanted.asked).filter(|asked| self.asked != Some(*asked)),
             Err(error) => {
                 warn!(error = %chain(&error), "cannot read whether a pull is wanted");
                 None
@@ -119,6 +126,7 @@ impl<'a> Pulls<'a> {
         self.busy = false;
         let mut next = self.result.clone();
         next.at = Timestamp::now();
+        next.answers = self.asked;
         let interval = self.settings.policy.as_ref().map_or(REWRITE, |policy| policy.interval);
         let delay = match result {
             Ok(commit) => {
@@ -142,7 +150,8 @@ impl<'a> Pulls<'a> {
             }
         };
         self.due = Some(Instant::now() + delay);
-        let news = next.commit != self.result.commit || next.error != self.result.error;
+        // An operator waits for an answer, also for one that says nothing new.
+        let news = next != FetchResult { at: next.at, ..self.result.clone() };
         if news || self.written.is_none_or(|when| when.elapsed() >= REWRITE) {
             match inbox.write_slot(&next) {
                 Ok(()) => self.written = Some(Instant::now()),

@@ -398,7 +398,7 @@ pub enum Concealed {
 }
 
 impl Concealed {
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Self::Secret => "a secret",
             Self::InDoubt => "perhaps a secret",

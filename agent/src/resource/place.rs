@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::{AbsPath, Action, ApplyError, Change, Drift, Mode, Names, Observation, Principal, text};
+use super::{AbsPath, Action, ApplyError, Change, Concealed, Drift, Mode, Names, Observation, Principal, text};
 use crate::host::root::{Extras, FileType, Keep, Metadata, Permissions, Put, Root};
 
 /// The longest content that is read from the host, and so the longest that is kept as a backup.
@@ -309,7 +309,12 @@ pub(super) fn removal(observed: &Observed) -> Drift {
         Some("absent".into()),
     );
     if let Node::File(content) = &observed.node {
-        drift.changes.push(text::content_change("content", Some(content), None));
+        let mut change = text::content_change("content", Some(content), None);
+        if observed.metadata.mode.bits() & 0o004 == 0 {
+            // Who kept it from being read did not mean it for logs and alerts, and no policy says that it may be shown.
+            change.conceal(Concealed::InDoubt);
+        }
+        drift.changes.push(change);
     }
     flag_change(&mut drift.changes, "", &observed.metadata);
     drift

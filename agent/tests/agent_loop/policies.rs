@@ -57,8 +57,14 @@ impl Policies {
         let identity = ["-C", work, "-c", &name, "-c", &email, "-c", "commit.gpgsign=false"];
         tool("git", &[&identity[..], &["commit", "-q", "--allow-empty", "-m", &message]].concat());
         tool("git", &["-C", work, "push", "-q", "-f", bare, "HEAD:refs/policy/current"]);
-        let commit = tool("git", &["-C", work, "rev-parse", "HEAD"]).trim().to_owned();
-        let fetched = FetchResult { version: 1, at: Timestamp::now(), commit: Some(commit.clone()), error: None };
+        self.announce()
+    }
+
+    /// Says what the courier says after each pull. Returns the commit.
+    pub(crate) fn announce(&self) -> String {
+        let commit = tool("git", &["-C", self.work.to_str().unwrap(), "rev-parse", "HEAD"]).trim().to_owned();
+        let fetched =
+            FetchResult { version: 1, at: Timestamp::now(), commit: Some(commit.clone()), error: None, answers: None };
         Spool::open(&self.inbox).unwrap().write_slot(&fetched).unwrap();
         commit
     }

@@ -153,15 +153,25 @@ fn an_operator_does_not_wait_for_the_interval() {
     let url = format!("file://{}", host.dir.path().join("source").display());
     host.settings.policy = Some(PolicySettings { interval: Duration::from_secs(3600), ..policy(url) });
     let inbox = host.inbox();
-    let brought =
-        |commit: &str| inbox.read_slot::<FetchResult>().unwrap().is_some_and(|r| r.commit.as_deref() == Some(commit));
-    let (mut second, mut step) = (None, 0);
-    host.run_until("the second commit, an hour early", || {
-        if step == 0 && brought(&first) {
-            second = Some(commit(&host, "second"));
-            host.outbox().write_slot(&FetchNow { version: 1, asked: Timestamp::now() }).unwrap();
-            step = 1;
+    let brought = |commit: &str, answers: Option<Timestamp>| {
+        let result = inbox.read_slot::<FetchResult>().unwrap();
+        result.is_some_and(|r| r.commit.as_deref() == Some(commit) && r.answers == answers)
+    };
+    let ask = || {
+        let asked = Timestamp::now();
+        host.outbox().write_slot(&FetchNow { version: 1, asked }).unwrap();
+        Some(asked)
+    };
+    let (mut head, mut asked, mut step) = (first, None, 0);
+    host.run_until("the second commit, an hour early, and twice an answer that brings nothing new", || {
+        if !brought(&head, asked) {
+            return false;
         }
-        second.as_ref().is_some_and(|second| brought(second))
+        if step == 0 {
+            head = commit(&host, "second");
+        }
+        asked = ask();
+        step += 1;
+        step > 3
     });
 }

@@ -1,5 +1,7 @@
 //! What is shown of content at paths where secrets stand, stood, or may stand.
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 use crate::record::LOST;
 use crate::resource::Change;
@@ -165,4 +167,26 @@ fn threat_a_lost_record_has_forgotten_where_secrets_stand() {
     assert!(!is_recorded(&world));
     world.write("/token", "edited\n");
     assert!(said(&world.plan(&desired)).contains("-edited"));
+}
+
+#[test]
+fn threat_a_private_key_that_no_policy_knows_of() {
+    let mut world = World::new();
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n");
+    world.write("/replaced", &key);
+    world.write("/removed", &format!("password = {SECRET}\n"));
+    world.write("/public", "-hello of somebody\n");
+    std::fs::set_permissions(world.path("/removed"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::set_permissions(world.path("/public"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let desired = desired(vec![a_file("/replaced", "plain\n"), no_file("/removed"), no_file("/public")]);
+    let said = said(&world.plan(&desired));
+    assert!(!said.contains(SECRET) && said.contains("hello of somebody"), "{said}");
+    let report = world.converge(&desired);
+    assert!(report.converged() && !format!("{report:?}").contains(SECRET), "{report:?}");
+    assert!(!is_recorded(&world));
+    // It can be put back all the same.
+    let entry = report.resources.iter().find(|entry| &*entry.resource.name == "/replaced").unwrap();
+    let places = world.record.places(entry.step.unwrap()).unwrap();
+    let kept = crate::record::kept(world.state.path(), places[0].before.content_name().unwrap()).unwrap();
+    assert_eq!(kept, Some(key.into_bytes()));
 }
