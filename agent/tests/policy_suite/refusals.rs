@@ -256,6 +256,26 @@ fn accounts_and_protection() {
             ),
             ("[service.rekindle-agent]\nstate = 'stopped'\n", &["protected"]),
             ("[directory.'/']\nstate = 'absent'\n", &["protected"]),
+            (
+                "[file.'/var/lib/rekindle/state.db']\ncontent = 'x'\n[directory.'/run/rekindle']\n[file.'/etc/rekindle/newest-revision']\nstate = 'absent'\n",
+                &["protected"; 3],
+            ),
+            (
+                "[file.'/usr/bin/rekindle']\nstate = 'absent'\n[file.'/bin/rekindle']\ncontent = ''\n[file.'/usr/lib/systemd/system/rekindle-agent.service']\nstate = 'absent'\n[symlink.'/etc/systemd/system/rekindle-courier.service']\ntarget = '/dev/null'\n",
+                &["protected"; 4],
+            ),
+            (
+                "[file.'/etc/rekindle/agent.toml']\nstate = 'absent'\n[file.'/dev/null']\ncontent = ''\n[file.'/proc/sys/vm/swappiness']\ncontent = '1'\n[file.'/sys/power/state']\ncontent = ''\n",
+                &["protected"; 4],
+            ),
+            (
+                "[symlink.'/bin']\ntarget = '/tmp'\n[file.'/etc']\ncontent = ''\n[directory.'/usr/lib']\nstate = 'absent'\n",
+                &["protected"; 3],
+            ),
+            (
+                "[symlink.'/bin']\ntarget = 'usr/bin'\n[directory.'/root']\nmode = '0700'\n[file.'/dev/shm/x']\ncontent = ''\n[file.'/usr/lib/rekindle/drain.d/10-lb']\ncontent = ''\n[file.'/etc/rekindle/agent.toml']\ncontent = ''\n[file.'/etc/systemd/system/rekindle-agent.service.d/memory.conf']\ncontent = ''\n[file.'/usr/bin/rekindled']\ncontent = ''\n[symlink.'/etc/systemd/system/rekindle-hub.service']\ntarget = '/dev/null'\n",
+                &[],
+            ),
         ],
     );
 }

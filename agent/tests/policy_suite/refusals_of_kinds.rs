@@ -97,7 +97,7 @@ fn rules_over_trees() {
             ("[directory.'/etc/x.d']\nrecurse = { owner = 'nosuch' }\n", &["account"]),
             ("[directory.'/']\npurge = true\nkeep = []\n", &["protected"]),
             ("[directory.'/etc']\npurge = 'recursive'\nkeep = []\nrecurse = { group = 'root' }\n", &["protected"; 2]),
-            ("[directory.'/var/lib/rekindle/backup']\npurge = true\nkeep = []\n", &["protected"]),
+            ("[directory.'/var/lib/rekindle/backup']\npurge = true\nkeep = []\n", &["protected"; 2]),
             (
                 "[user.app]\nhome = '/srv/app/home'\n[directory.'/srv/app']\npurge = 'recursive'\nrecurse = { owner = 'app' }\n",
                 &["protected", "purge"],

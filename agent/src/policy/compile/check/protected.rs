@@ -109,6 +109,40 @@ const ESSENTIAL_PACKAGES: &[&str] = &[
 /// The agent's own package, and the beginning of the names of its units.
 const AGENT: &str = "rekindle";
 
+/// What the agent keeps: not even a directory there is a policy's.
+const STATE: [&str; 4] = ["/var/lib/rekindle", "/run/rekindle", "/var/run/rekindle", "/etc/rekindle/newest-revision"];
+/// What it needs to be started with.
+const CONFIGURATION: [&str; 2] = ["/etc/rekindle", "/etc/rekindle/agent.toml"];
+/// What is beneath is the kernel's.
+const KERNEL: [(&str, &str); 3] = [
+    ("/dev", "write a rule of udev"),
+    ("/proc", "declare a `sysctl`, or a `command` with `unless`"),
+    ("/sys", "write a rule of udev or tmpfiles.d, or declare a `command` with `unless`"),
+];
+/// In the memory file system that every host has there, anybody may keep files.
+const SHARED_MEMORY: &str = "/dev/shm";
+/// Directories without which nothing starts any more. Where `/usr` is merged, the short ones are links to it.
+const SKELETON: [&str; 18] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/sbin",
+    "/var",
+    "/var/lib",
+];
+
 pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     for (i, declaration) in graph.active() {
         match declaration.id.kind {
@@ -116,11 +150,8 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
             Kind::Group => account(graph, i, declaration, "gid", out),
             Kind::Package if graph.is_absent(i) => package(graph, declaration, out),
             Kind::Service => service(graph, i, declaration, out),
+            Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => place(graph, i, declaration, out),
             Kind::Package
-            | Kind::File
-            | Kind::Directory
-            | Kind::Symlink
-            | Kind::Setting
             | Kind::Sysctl
             | Kind::Repository
             | Kind::KernelModule
@@ -175,10 +206,61 @@ fn package(graph: &Graph<'_, '_>, declaration: &Declaration<'_>, out: &mut Diagn
     out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint("remove this resource"));
 }
 
-fn service(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
-    let name = &*declaration.id.name;
+fn place(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
+    let Some(desired) = graph.lowered(i).map(|lowered| &lowered.desired) else { return };
+    let Some(path) = desired.path().and_then(|path| path.as_path().to_str()) else { return };
+    let Some((title, hint)) = refused(desired, path, graph.is_absent(i)) else { return };
+    out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint(hint));
+}
+
+/// Why something must not be declared at a path, and what to do instead.
+fn refused(desired: &Desired, path: &str, is_absent: bool) -> Option<(String, &'static str)> {
+    let remove = "remove this resource";
+    if let Some(own) = STATE.iter().find(|own| is_beneath(path, own)) {
+        return Some((format!("what is in `{own}` is no policy's business, but the agent's own"), remove));
+    }
+    // `/usr` is merged, or is to be.
+    let merged = path.strip_prefix("/usr").unwrap_or(path);
+    let is_link = matches!(desired, Desired::Symlink(_));
+    let unit = merged
+        .strip_prefix("/lib/systemd/system/")
+        .or_else(|| path.strip_prefix("/etc/systemd/system/").filter(|_| is_link))
+        .filter(|unit| !unit.contains('/') && !unit.ends_with(".d"));
+    if merged == "/bin/rekindle" || unit.is_some_and(is_own_unit) {
+        let title = format!("`{path}` belongs to the agent that carries the policy out");
+        return Some((title, "to change how it runs, write a drop-in of its unit"));
+    }
+    if is_absent && CONFIGURATION.contains(&path) {
+        return Some(("the policy would take its configuration from the agent that carries it out".to_owned(), remove));
+    }
+    let keeps_skeleton = if let Desired::Symlink(link) = desired {
+        link.ensure.present().is_some_and(|target| target.trim_start_matches('/') == format!("usr{path}"))
+    } else {
+        matches!(desired, Desired::Directory(_)) && !is_absent
+    };
+    if SKELETON.contains(&path) && !keeps_skeleton {
+        return Some((format!("`{path}` is a directory without which the host does not run"), remove));
+    }
+    if matches!(desired, Desired::Directory(_)) || is_beneath(path, SHARED_MEMORY) {
+        return None;
+    }
+    let (kernels, hint) = KERNEL.into_iter().find(|(kernels, _)| is_beneath(path, kernels))?;
+    Some((format!("what is in `{kernels}` is the kernel's, and no file that could be written"), hint))
+}
+
+/// Whether a path is another, or beneath it.
+pub(super) fn is_beneath(path: &str, above: &str) -> bool {
+    above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a unit, with or without its suffix, is one of the agent's.
+fn is_own_unit(name: &str) -> bool {
     let is_ours = name.strip_prefix(AGENT).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.', '@']));
-    if !is_ours || name.starts_with("rekindle-hub") {
+    is_ours && !name.starts_with("rekindle-hub")
+}
+
+fn service(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
+    if !is_own_unit(&declaration.id.name) {
         return;
     }
     let Some(Desired::Service(desired)) = graph.lowered(i).map(|lowered| &lowered.desired) else { return };

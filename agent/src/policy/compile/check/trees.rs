@@ -4,6 +4,7 @@ use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::resource::{Desired, Ensure, Kind, directory};
 
 use super::Graph;
+use super::protected::is_beneath;
 
 /// Directories that hold what the host is made of, or everybody's own things: no rule may be made for all that is in one of
 /// them. Those above them are meant as well.
@@ -94,9 +95,6 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
 }
 
 fn refused(path: &str, purge: directory::Depth, homes: &[&str]) -> Option<String> {
-    let is_beneath = |path: &str, above: &str| {
-        path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) || above == "/"
-    };
     if let Some(shared) = SHARED.iter().find(|shared| is_beneath(shared, path)) {
         return Some(if *shared == path {
             "the system itself is in it".to_owned()
