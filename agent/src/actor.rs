@@ -104,6 +104,11 @@ impl Actor {
         self.confidence == Confidence::Unknown && self.transaction.is_none()
     }
 
+    /// Whether it is a program that the agent started in a unit of its own, or beside itself.
+    pub fn is_step(&self) -> bool {
+        self.unit.as_deref().is_some_and(|unit| unit.starts_with("rekindle-") && unit.ends_with(".service"))
+    }
+
     /// Takes over where the process runs.
     pub fn put_in(&mut self, cgroup: &str) {
         let place = place::of_cgroup(cgroup);

@@ -59,8 +59,12 @@ impl Seen {
         }
     }
 
-    /// The last one counts: also one of whom nothing is known, because then it was not the one before.
+    /// The last one counts: also one of whom nothing is known, because then it was not the one before. A step of ours that works
+    /// on a database of all accounts or packages is at every one of them, and tells of none.
     fn note(&mut self, resource: ResourceId, actor: Actor, now: Instant) {
+        if !resource.kind.is_place() && actor.is_step() {
+            return;
+        }
         if self.actors.len() >= MAX_KNOWN {
             self.actors.retain(|_, (_, at)| now.duration_since(*at) < MEMORY);
         }
@@ -108,6 +112,21 @@ mod tests {
         assert_eq!(seen.take(&scope, now), BTreeMap::from([(file("/a"), actor("second"))]));
         assert_eq!(seen.take(&scope, now), BTreeMap::new());
         assert_eq!(seen.take(&Scope::Everything, now), BTreeMap::from([(file("/b"), actor("third"))]));
+    }
+
+    #[test]
+    fn who_touched_an_account_is_not_forgotten_for_our_own_steps() {
+        let mut seen = Seen::default();
+        let now = Instant::now();
+        let step = |unit: &str| Actor { unit: Some(unit.to_owned()), ..actor("groupdel") };
+        let alice = ResourceId::new(Kind::User, "alice");
+        seen.note(alice.clone(), actor("alice's shell"), now);
+        seen.note(alice.clone(), step("rekindle-groupdel-cron-1f.service"), now);
+        seen.note(ResourceId::new(Kind::Package, "tree"), step("rekindle-apt-get-1f.service"), now);
+        // A command of the policy that changes a file of the policy is to be found out.
+        seen.note(file("/a"), step("rekindle-rotate-1f.service"), now);
+        let expected = [(file("/a"), step("rekindle-rotate-1f.service")), (alice, actor("alice's shell"))];
+        assert_eq!(seen.take(&Scope::Everything, now), BTreeMap::from(expected));
     }
 
     #[test]
