@@ -23,7 +23,7 @@ pub(super) struct Pause {
     #[arg(long = "for", value_name = "SPAN", value_parser = duration)]
     span: Duration,
     /// Why; shown in status and alerts
-    #[arg(long)]
+    #[arg(long, value_parser = reason)]
     reason: String,
     /// Only this resource
     #[arg(long, value_name = "KIND[NAME]", value_parser = resource_id)]
@@ -49,7 +49,7 @@ pub(super) struct Fetch {
 #[derive(Debug, Args)]
 pub(super) struct Reimage {
     /// Why
-    #[arg(long)]
+    #[arg(long, value_parser = reason)]
     reason: String,
 }
 
@@ -97,6 +97,15 @@ pub(super) fn pause(global: &Global, args: &Pause, out: &mut Out) -> Outcome {
         }
     }
     Ok(exit::OK)
+}
+
+/// Why a person wants something, on the one line that status, alerts and the message of the day have for it.
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err("expected a line that says why: whoever logs in next reads it".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Ends pauses.

@@ -363,6 +363,23 @@ fn left_out(prepared: &Prepared) -> Result<Vec<ResourceId>, String> {
     Ok(ids.filter(|id| prepared.state.get(id).is_none()).cloned().collect())
 }
 
+/// Says so when an agent would undo at once what is about to be done.
+fn warn_of_agent(prepared: &Prepared, record: &Record) -> Result<(), CliError> {
+    let revisions: Option<Revisions> = record.load("revisions")?;
+    let in_force = revisions.and_then(|revisions| revisions.in_force);
+    let Some(in_force) = in_force.filter(|in_force| in_force != prepared.state.revision()) else { return Ok(()) };
+    let control = prepared.settings.paths.control();
+    // Whoever does not answer is no reason not to apply.
+    if services::current_thread()?.block_on(control::ask(&control, &Request::Status)).is_ok() {
+        drop(writeln!(
+            anstream::stderr(),
+            "warning: the agent runs and has revision {in_force} in force: it puts its own back wherever this policy differs\n\
+             hint: commit the change, or `systemctl stop rekindle-agent` first"
+        ));
+    }
+    Ok(())
+}
+
 /// Converges once.
 pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
     let mut prepared = prepare(global, &args.target, out)?;
@@ -383,6 +400,7 @@ pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
             aside.display()
         ));
     }
+    warn_of_agent(&prepared, &record)?;
     let now = Timestamp::now();
     if let Some(pause) = record.pauses(now)?.into_iter().find(|p| p.only.is_empty()) {
         return Err(CliError::refused(format!(

@@ -217,3 +217,18 @@ fn before_a_pause_ends_what_will_be_undone_is_told_with_its_diff() {
 fn is_of_pauses(event: Event) -> bool {
     [Event::PauseStarted, Event::PauseExpiring, Event::PauseEnded].contains(&event)
 }
+
+#[test]
+fn whoever_applies_another_policy_is_told_of_the_agent() {
+    let (policies, agent) = world();
+    let other = agent.host().beside("other");
+    std::fs::create_dir(&other).unwrap();
+    write(&other.join("policy.toml"), "[policy]\nname = 'acme'\n[file.'/etc/motd']\ncontent = 'other'\n");
+    let apply = |policy: &std::path::Path| agent.host().cli(&["apply", "--policy", policy.to_str().unwrap()]);
+    let (code, _, complaint) = apply(&other);
+    assert_eq!(code, Some(0), "{complaint}");
+    assert!(complaint.starts_with("warning: the agent runs and has revision"), "{complaint}");
+    let host = agent.stop();
+    let (code, _, complaint) = host.cli(&["apply", "--policy", policies.directory().to_str().unwrap()]);
+    assert_eq!((code, complaint.as_str()), (Some(0), ""));
+}

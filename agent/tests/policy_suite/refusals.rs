@@ -117,6 +117,7 @@ fn duplicates_and_conflicts() {
                 "[user]\na = { uid = 2001 }\nb = { uid = 2001 }\n[group]\na = { gid = 2001 }\nc = { gid = 2001 }\n",
                 &["conflict", "conflict"],
             ),
+            ("[file.\"/srv/a\\nb\"]\ncontent = ''\n[symlink.\"/srv/\\u001b[31m\"]\ntarget = 'x'\n", &["path", "path"]),
             ("[symlink.'/srv/app']\ntarget = '/opt/app'\n[file.'/srv/app/conf/x']\ncontent = ''\n", &["path"]),
             ("[file.'/srv/app']\ncontent = ''\n[directory.'/srv/app/x']\n", &["path"]),
             ("[directory.'/srv/app']\nstate = 'absent'\n[directory.'/srv/app/x']\n", &["path"]),

@@ -511,6 +511,11 @@ fn read_policy(fields: &Fields<'_>, loaded: &mut Loaded<'_>, out: &mut Diagnosti
 /// Checks a resource's name and brings it to its one spelling.
 pub(super) fn resource_id(kind: Kind, name: &str, place: &Place, out: &mut Diagnostics) -> Option<ResourceId> {
     let checked = match kind {
+        // They would forge lines of plans, histories and journals.
+        _ if name.chars().any(char::is_control) => {
+            let text = name.escape_debug().to_string();
+            Err(InvalidName { what: "name", text, why: "it has control characters" })
+        }
         Kind::File | Kind::Directory | Kind::Symlink | Kind::Mount => AbsPath::new(name).map(|path| path.shared()),
         Kind::User => UserName::new(name).map(|name| name.as_str().into()),
         Kind::Group => GroupName::new(name).map(|name| name.as_str().into()),
