@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::converge::{Outcome, RunReport};
-use crate::resource::{Action, ResourceId};
+use crate::resource::{Action, Change, ResourceId};
 
 /// The last verdict on a resource that is not in sync.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +31,15 @@ enum LookedAt {
 #[derive(Debug)]
 pub(super) struct Verdicts {
     out_of_sync: BTreeMap<ResourceId, Verdict>,
+    /// What was left alone and not shown, because it may be a secret.
+    concealed: BTreeSet<ResourceId>,
     looked_at: LookedAt,
 }
 
 impl Default for Verdicts {
     fn default() -> Self {
-        Self { out_of_sync: BTreeMap::new(), looked_at: LookedAt::Only(BTreeSet::new()) }
+        let concealed = BTreeSet::new();
+        Self { out_of_sync: BTreeMap::new(), concealed, looked_at: LookedAt::Only(BTreeSet::new()) }
     }
 }
 
@@ -60,6 +63,7 @@ impl Verdicts {
             let verdict = match &entry.outcome {
                 Outcome::Unchanged | Outcome::Changed { .. } => {
                     self.out_of_sync.remove(id);
+                    self.concealed.remove(id);
                     continue;
                 }
                 Outcome::Reported { why, action: Action::Waive, .. } => Verdict::Waived(why.clone()),
@@ -70,8 +74,17 @@ impl Verdicts {
             };
             let last = before.get(id).or_else(|| self.out_of_sync.get(id));
             let is_left = matches!(verdict, Verdict::Left(_) | Verdict::Waived(_));
-            // The end of a waiver is news.
-            if is_left && last.map(std::mem::discriminant) != Some(std::mem::discriminant(&verdict)) {
+            let is_concealed =
+                matches!(&entry.outcome, Outcome::Reported { changes, .. } if changes.iter().any(Change::is_concealed));
+            let was_concealed = match is_concealed {
+                true => !self.concealed.insert(id.clone()),
+                false => is_left && self.concealed.remove(id),
+            };
+            // The end of a waiver is news, and so is what can be shown at last.
+            if is_left
+                && (was_concealed && !is_concealed
+                    || last.map(std::mem::discriminant) != Some(std::mem::discriminant(&verdict)))
+            {
                 fresh.push(id.clone());
             }
             self.out_of_sync.insert(id.clone(), verdict);
@@ -186,6 +199,21 @@ mod tests {
         assert_eq!(verdicts.update(&report(Scope::Full, &[("/a", left()), ("/b", left())])), [id("/b")]);
         verdicts.update(&report(Scope::Part, &[("/a", Outcome::Unchanged)]));
         assert_eq!(verdicts.update(&report(Scope::Full, &[("/a", left())])), [id("/a")]);
+    }
+
+    #[test]
+    fn drift_that_could_not_be_shown_is_told_again_once_it_can_be() {
+        let shown = Change::value("UMASK", Some("022".to_owned()), Some("027".to_owned()));
+        let mut concealed = shown.clone();
+        concealed.conceal(crate::resource::Concealed::InDoubt);
+        let left = |change: &Change| {
+            let why = "paused".to_owned();
+            [("/a", Outcome::Reported { changes: vec![change.clone()], action: Action::Update, why })]
+        };
+        let mut verdicts = Verdicts::default();
+        let mut update = |change: &Change| verdicts.update(&report(Scope::Full, &left(change)));
+        assert_eq!((update(&concealed), update(&concealed)), (vec![id("/a")], vec![]));
+        assert_eq!((update(&shown), update(&shown)), (vec![id("/a")], vec![]));
     }
 
     #[test]
