@@ -54,6 +54,25 @@ fn a_file(without: &'static [&'static str]) -> impl Strategy<Value = String> {
     })
 }
 
+/// What this test needs and does not find, each with what to do.
+fn missing(programs: &[(&str, &str)]) -> Vec<String> {
+    let mut missing: Vec<String> = programs
+        .iter()
+        .filter(|(program, _)| exec::run_direct(&exec::Command::new(program).args(["-?"])).is_err())
+        .map(|(program, package)| format!("there is no `{program}`: `apt-get install {package}`"))
+        .collect();
+    if crate::host::current_ids().0 != 0 {
+        missing.push("only root may make `/run/sshd` and ask about `root`: run the tests as root".to_owned());
+    }
+    missing
+}
+
+#[test]
+fn what_is_missing_for_the_real_sshd_is_named() {
+    let expected = "there is no `no-such-sshd`: `apt-get install openssh-server`";
+    assert_eq!(missing(&[("no-such-sshd", "openssh-server")]).first().map(String::as_str), Some(expected));
+}
+
 /// Configurations in a directory, and a host key, without which sshd says nothing.
 struct Server {
     directory: tempfile::TempDir,
@@ -62,6 +81,8 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
+        let lacks = missing(&[("sshd", "openssh-server"), ("ssh-keygen", "openssh-client")]);
+        assert!(lacks.is_empty(), "this test asks the real sshd, and cannot: {}", lacks.join("; "));
         // Where nothing has started sshd yet.
         std::fs::create_dir_all("/run/sshd").unwrap();
         let directory = tempfile::tempdir().unwrap();
