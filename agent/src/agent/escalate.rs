@@ -16,7 +16,7 @@ use crate::resource::{AbsPath, Kind, ResourceId, chain};
 const KEY_FS_ERRORS: &str = "fs_errors_seen";
 
 /// The boot in which an agent runs that did not say that it ends.
-const KEY_RUNNING: &str = "running";
+pub(super) const KEY_RUNNING: &str = "running";
 
 /// Directories that hold nothing but what the agent is made of.
 const OWN_DIRECTORIES: [&str; 3] = ["/etc/rekindle", "/usr/lib/rekindle", "/run/rekindle"];

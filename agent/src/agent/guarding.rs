@@ -16,7 +16,8 @@ use crate::spool::OutgoingBody;
 impl Worker {
     /// Guards the files that a run saw in sync, and that nothing and nobody says to leave alone.
     pub(super) fn arm_guard(&self, permit: Permit, in_force: &InForce, report: &RunReport) {
-        if self.settings.mode != Mode::Enforce || report.interrupted {
+        // The guard records on its own, and what it displaced must not be forgotten.
+        if self.settings.mode != Mode::Enforce || report.interrupted || !self.record.is_durable() {
             return;
         }
         let mut snapshot = Snapshot::new();

@@ -212,7 +212,8 @@ impl Worker {
 
     /// Removes the tree of a revision that is neither in force nor the last good one.
     pub(super) fn forget_policies(&self, candidate: Option<crate::policy::Revision>) {
-        let Some(old) = candidate else { return };
+        // The record on the disk may name it.
+        let Some(old) = candidate.filter(|_| self.record.is_durable()) else { return };
         if Some(&old) == self.revisions.in_force.as_ref() || Some(&old) == self.revisions.last_good.as_ref() {
             return;
         }

@@ -19,6 +19,7 @@ pub mod metrics;
 mod orphans;
 mod pauses;
 mod publish;
+mod recording;
 pub mod revisions;
 mod scanning;
 pub mod secrets;
@@ -324,6 +325,8 @@ impl Loop {
             Event::ScannerEnded(error) => return Err(error).context("the scanning thread ended unasked"),
             Event::Repaired(repairs) => self.take_repairs(repairs, now)?,
             Event::Inbox => self.send(Task::Inbox)?,
+            // systemd starts the agent again.
+            Event::Worker(worker::Event::StartOver) => return Ok(Flow::Stop),
             Event::Worker(event) => self.take_worker_event(event, now)?,
             Event::Control(stream) => self.take_session(stream),
             Event::FirstOverdue => {
@@ -370,6 +373,7 @@ impl Loop {
                 self.schedule.hint(Hint::Everything { why: "the agent asked" }, now);
                 self.start_due_run(now)?;
             }
+            worker::Event::StartOver => {}
             worker::Event::Idle => {
                 self.busy_since = None;
                 self.schedule.abandoned(now);

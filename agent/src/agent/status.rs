@@ -93,6 +93,10 @@ pub struct Status {
     /// Since when there is too much drift to follow change by change, so that everything is looked at in single passes.
     #[serde(default)]
     pub storm_since: Option<Timestamp>,
+    /// Why the record is in memory alone, if it is: nothing is put back at once, no change is made that has to be confirmed, and
+    /// nothing that was there is replaced unless it could be kept.
+    #[serde(default)]
+    pub record_in_memory: Option<String>,
     /// What went wrong inside the agent without stopping it, newest last.
     pub warnings: Vec<String>,
 }
@@ -285,6 +289,7 @@ impl Status {
             orphans: Vec::new(),
             beside: Vec::new(),
             storm_since: None,
+            record_in_memory: None,
             warnings: Vec::new(),
         }
     }
@@ -294,7 +299,7 @@ impl Status {
         match &self.policy {
             None => "no policy yet".to_owned(),
             Some(policy) => format!(
-                "{}: {} of {} resources in sync under {} {}{}{}",
+                "{}: {} of {} resources in sync under {} {}{}{}{}",
                 self.health.state,
                 self.resources.in_sync,
                 self.resources.total,
@@ -306,6 +311,7 @@ impl Status {
                     several => format!("; {} resources are fought over", several.len()),
                 },
                 if self.storm_since.is_some() { "; a storm of drift" } else { "" },
+                if self.record_in_memory.is_some() { "; its record is in memory alone" } else { "" },
             ),
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::alerts::Speaker;
 use super::confirming::POLL;
@@ -20,6 +20,7 @@ use super::fights::Fights;
 use super::metrics::numbers::{self, Numbers};
 use super::pauses::Told;
 use super::random_id;
+use super::recording::RETRY;
 use super::revisions::{Contents, InForce, Revisions};
 use super::scanning::Scanned;
 use super::status::Status;
@@ -98,6 +99,8 @@ pub enum Event {
     },
     /// Everything is to be looked at now.
     RunEverything,
+    /// The record that one in memory stood in for can be opened again: whoever starts now begins with all of it.
+    StartOver,
     /// A run was asked for and could not be made: no policy is in force any more, or the lock cannot be used.
     Idle,
 }
@@ -190,21 +193,13 @@ impl Worker {
         let mut host = Host::open(&settings.paths.root)?;
         host.programs.set_scratch(&settings.paths.runtime);
         host.programs.set_validation(settings.converge.validate_timeout);
-        let opened = Record::open(&settings.paths.state)?;
-        if let Some(set_aside) = &opened.set_aside {
-            let text =
-                format!("the state database was damaged: set aside as `{}`, a new one was made", set_aside.display());
-            error!("{text}");
-            shared.status().warnings.push(text);
-        }
-        let record = opened.record;
+        let (record, beside) = super::recording::open(&settings.paths, &shared)?;
         let now = Timestamp::now();
         let health = recall(&record, KEY_HEALTH).unwrap_or_else(|| Health::unknown(now));
         let revisions = recall(&record, KEY_REVISIONS).unwrap_or_default();
         let facts = facts(&host);
         let told = Told::recall(&record);
         let places = Places { root: host::open_root(&settings.paths.root)?, state: settings.paths.state.clone() };
-        let beside = Record::open_beside(&settings.paths.state)?;
         let patience = settings.health.flapping_repairs;
         let guard = Arc::new(Guard::start(places, beside, patience, tell).context("cannot start the guard")?);
         let worker = Self {
@@ -248,7 +243,8 @@ impl Worker {
         // Before anything else is looked at: a crash in the time for a proof is no proof.
         self.take_back_leftovers();
         self.read_inbox();
-        self.announce(AlertEvent::AgentStarted, format!("rekindle {} started", env!("CARGO_PKG_VERSION")));
+        let record = self.told_of_standing_in();
+        self.announce(AlertEvent::AgentStarted, format!("rekindle {} started{record}", env!("CARGO_PKG_VERSION")));
         self.look_first();
         self.tell(Event::RunEverything);
         self.publish();
@@ -284,6 +280,17 @@ impl Worker {
             match tasks.recv_timeout(POLL) {
                 Ok(task) => return Some(task),
                 Err(RecvTimeoutError::Timeout) => self.look_for_proof(),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        while !self.record.is_durable() {
+            match tasks.recv_timeout(RETRY) {
+                Ok(task) => return Some(task),
+                // What was asked for is asked for again by whoever starts now.
+                Err(RecvTimeoutError::Timeout) if self.take_up_record() => {
+                    return tasks.iter().find(|task| matches!(task, Task::Stop));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
@@ -401,6 +408,9 @@ impl Worker {
             Turn::First => RunLock::acquire(&self.settings.paths.runtime, "agent", FIRST_PATIENCE)?,
             Turn::Ordinary => RunLock::wait(&self.settings.paths.runtime, "agent")?,
         };
+        if let Err(error) = self.record.claim(&self.settings.paths.state) {
+            self.record.note_trouble(&error);
+        }
         let now = Timestamp::now();
         let pauses = self.record.pauses(now)?;
         self.note_pauses(&pauses, now);
@@ -497,7 +507,9 @@ impl Worker {
     pub(super) fn may_ask(&self) -> MayAsk {
         let is_possible = self.settings.reimage.is_some()
             && self.settings.mode == config::Mode::Enforce
-            && self.known_pauses.is_empty();
+            && self.known_pauses.is_empty()
+            // A request is written down before it is sent.
+            && self.record.is_durable();
         if is_possible { MayAsk::Yes } else { MayAsk::No }
     }
 
@@ -509,7 +521,7 @@ impl Worker {
             self.remember_revisions();
             self.forget_policies(old);
         }
-        if recall::<bool>(&self.record, KEY_BORN).is_none() {
+        if self.record.is_durable() && recall::<bool>(&self.record, KEY_BORN).is_none() {
             if self.settings.reimage.is_some() {
                 self.enqueue(OutgoingBody::Reimage(ReimageCall::Complete));
             }
@@ -520,6 +532,10 @@ impl Worker {
 
     /// Steps that an alert in the outbox tells of, or that need none.
     pub(super) fn note_told(&mut self, steps: &[i64]) {
+        // Where nothing can be written no alert was either: whoever takes up the record tells of them.
+        if !self.record.is_durable() {
+            return;
+        }
         if let Err(error) = self.record.told(steps) {
             self.warn(format!("cannot record what was told: {}", chain(&error)));
         }

@@ -245,6 +245,9 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     if let Some(request) = &status.health.request {
         out.line(format_args!("{BAD}reimage{BAD:#}    request {request} is open"))?;
     }
+    if let Some(why) = &status.record_in_memory {
+        out.line(format_args!("{BAD}record{BAD:#}     in memory alone: {why}"))?;
+    }
     for warning in &status.warnings {
         out.line(format_args!("{WARN}warning{WARN:#}    {warning}"))?;
     }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use super::{LOST, RecordError, database};
 
 /// Written to `user_version`. An older database is brought up to it by [`MIGRATIONS`]; one of a later rekindle is set aside.
-const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 2;
 
 /// What makes each version out of the one before. A database that these were applied to is the same as a new one.
 const MIGRATIONS: &[(i64, &str)] = &[(1, "ALTER TABLE step ADD COLUMN actor TEXT;")];
@@ -105,11 +105,14 @@ CREATE TABLE IF NOT EXISTS orphan (
 
 /// Makes a directory and its parents with this mode, unless it exists.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), RecordError> {
-    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|source| RecordError::File {
-        operation: "make the directory",
-        path: path.to_path_buf(),
-        source,
-    })
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|error| {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return error;
+        }
+        // Something is there, and is no directory, or could not be looked at.
+        std::fs::metadata(path).err().unwrap_or(io::ErrorKind::NotADirectory.into())
+    });
+    made.map_err(|source| RecordError::File { operation: "make the directory", path: path.to_path_buf(), source })
 }
 
 /// Opens the database; a corrupt one is moved aside first. Returns where it was moved.
@@ -212,6 +215,7 @@ fn is_corrupt(error: &RecordError) -> bool {
         RecordError::File { .. }
         | RecordError::Value { .. }
         | RecordError::Lost { .. }
+        | RecordError::Unread { .. }
         | RecordError::Damaged { .. }
         | RecordError::NoBackupStore => false,
     }
@@ -265,16 +269,55 @@ fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
 }
 
 /// Opens an existing database for reading.
+///
+/// SQLite makes files beside it for that. Where nothing can be written it is read as it is, which is whole as long as there is no
+/// journal beside it: whoever was there last has ended as they should.
 pub(super) fn open_read_only(path: &Path) -> Result<Connection, RecordError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(database("open"))?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(database("set the mode"))?;
+    let Err(error) = look_into(&connection) else { return Ok(connection) };
+    let is_shut = matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly));
+    let here = path.parent().unwrap_or(path);
+    if !is_shut || !matches!(rustix::fs::access(here, rustix::fs::Access::WRITE_OK), Err(rustix::io::Errno::ROFS)) {
+        return Err(database("read the tables")(error));
+    }
+    let journal = PathBuf::from(format!("{}-wal", path.display()));
+    match std::fs::symlink_metadata(&journal) {
+        Ok(file) if file.len() > 0 => return Err(RecordError::Unread { path: journal, source: error }),
+        Err(why) if why.kind() != io::ErrorKind::NotFound => {
+            return Err(RecordError::File { operation: "look at", path: journal, source: why });
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(unchanging(path), flags).map_err(database("open"))?;
+    look_into(&connection).map_err(database("read the tables"))?;
     Ok(connection)
 }
 
-/// Opens a new database in memory.
-pub(super) fn open_in_memory() -> Result<Connection, RecordError> {
+fn look_into(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
+}
+
+/// What tells SQLite that nobody writes to a file.
+fn unchanging(path: &Path) -> String {
+    use std::fmt::Write as _;
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            // Writing to a string does not fail.
+            write!(uri, "%{byte:02X}").ok();
+        }
+    }
+    uri + "?immutable=1"
+}
+
+/// Opens a new database in memory, in the place of one that `was_lost` or not.
+pub(super) fn open_in_memory(was_lost: impl FnOnce() -> bool) -> Result<Connection, RecordError> {
     let connection = Connection::open_in_memory().map_err(database("open"))?;
-    make_tables(&connection, || false)?;
+    make_tables(&connection, was_lost)?;
     Ok(connection)
 }

@@ -51,6 +51,22 @@ pub(super) fn insert(
         .map(drop)
 }
 
+/// Adds a run that is owed.
+pub(super) fn insert_run(
+    connection: &Connection,
+    command: &ResourceId,
+    because_of: &ResourceId,
+    since: Timestamp,
+) -> Result<(), rusqlite::Error> {
+    connection
+        .prepare_cached(
+            "INSERT INTO debt (unit, because_of, notify, since, error) VALUES (?1, ?2, 'run', ?3, '')
+             ON CONFLICT (unit, because_of) DO UPDATE SET since = max(since, excluded.since)",
+        )?
+        .execute(params![command.to_string(), because_of.to_string(), micros(since)])
+        .map(drop)
+}
+
 impl Record {
     /// Everything owed, oldest first, with what could not be written down.
     pub fn debts(&self) -> Result<Vec<Debt>, RecordError> {
@@ -130,16 +146,7 @@ impl Record {
         because_of: &ResourceId,
         since: Timestamp,
     ) -> Result<(), RecordError> {
-        self.connection
-            .prepare_cached(
-                "INSERT INTO debt (unit, because_of, notify, since, error) VALUES (?1, ?2, 'run', ?3, '')
-                 ON CONFLICT (unit, because_of) DO UPDATE SET since = max(since, excluded.since)",
-            )
-            .and_then(|mut statement| {
-                statement.execute(params![command.to_string(), because_of.to_string(), micros(since)])
-            })
-            .map(drop)
-            .map_err(database("record a debt"))
+        insert_run(&self.connection, command, because_of, since).map_err(database("record a debt"))
     }
 
     /// Remembers one that could not be written, so that this process pays it nevertheless.

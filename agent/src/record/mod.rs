@@ -20,6 +20,7 @@ mod pauses;
 mod places;
 pub mod reserve;
 mod room;
+mod stand_in;
 
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,12 @@ pub struct Record {
     trouble: Option<String>,
     /// Given up when the journal finds no room.
     reserve: Option<Reserve>,
+    /// Whether what is recorded is there when this process is not.
+    is_durable: bool,
+    /// Whether steps without an outcome are of this process.
+    is_claimed: bool,
+    /// What a record that stands in for another began with.
+    base: Option<stand_in::Base>,
 }
 
 /// A record that was opened for writing.
@@ -110,6 +117,18 @@ pub enum RecordError {
         /// Where it was.
         path: PathBuf,
     },
+    /// What a killed agent wrote last can be read only where something can be written.
+    #[error(
+        "`{}` cannot be read without writing beside it, and holds what is not in the database yet\n\
+         hint: make the file system writable again, or copy the database with everything beside it elsewhere", path.display()
+    )]
+    Unread {
+        /// The journal of SQLite.
+        path: PathBuf,
+        /// Why it could not be read as it is.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// A damaged database, which somebody may be using.
     #[error(
         "`{}` is damaged\nhint: `systemctl restart rekindle-agent` sets it aside and makes a new one", path.display()
@@ -147,18 +166,33 @@ impl Record {
             Err(error) if error.is_full() && reserve.release_for("the journal") => database::open_or_replace(&path)?,
             opened => opened?,
         };
-        let backups = BackupStore::open(&state.join(database::BACKUPS))?;
-        let mut record = Self { backups: Some(backups), reserve: Some(reserve), ..Self::new(connection) };
-        record.mark_interrupted()?;
+        let mut record = Self { reserve: Some(reserve), is_durable: true, ..Self::new(connection) };
+        record.claim(state)?;
         record.prune(Timestamp::now())?;
         Ok(Opened { record, set_aside })
+    }
+
+    /// Takes over from whoever had the record and the lock before, once: marks the steps that a kill cut short, and removes what
+    /// it left in the backup store. The lock is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be done; it is tried again the next time.
+    pub fn claim(&mut self, state: &Path) -> Result<(), RecordError> {
+        if !self.is_claimed {
+            self.backups = Some(BackupStore::open(&state.join(database::BACKUPS))?);
+            self.mark_interrupted()?;
+            self.is_claimed = true;
+        }
+        Ok(())
     }
 
     /// Opens the record once more for writing, beside one of the same process that [`Record::open`] opened.
     pub fn open_beside(state: &Path) -> Result<Self, RecordError> {
         let connection = database::open_sound(&state.join(DATABASE))?;
         let backups = BackupStore::open_beside(&state.join(database::BACKUPS));
-        Ok(Self { backups: Some(backups), reserve: Some(Reserve::of(state)), ..Self::new(connection) })
+        let reserve = Some(Reserve::of(state));
+        Ok(Self { backups: Some(backups), reserve, is_durable: true, ..Self::new(connection) })
     }
 
     /// Opens the record for writing beside whoever works on the host, who may have a step in hand: no step is marked interrupted,
@@ -185,9 +219,9 @@ impl Record {
         }
     }
 
-    /// A record that lives in memory alone: for an agent whose disk refuses to keep one, and for images being baked.
+    /// A new record that lives in memory alone.
     pub fn volatile() -> Result<Self, RecordError> {
-        let connection = database::open_in_memory()?;
+        let connection = database::open_in_memory(|| false)?;
         Ok(Self::new(connection))
     }
 
@@ -201,6 +235,9 @@ impl Record {
             interrupted: Vec::new(),
             trouble: None,
             reserve: None,
+            is_durable: false,
+            is_claimed: false,
+            base: None,
         }
     }
 
@@ -253,6 +290,11 @@ impl Record {
     /// Keeps content in the backup store. Returns its name there, the SHA-256 in hexadecimal.
     pub fn keep(&mut self, content: &[u8]) -> Result<String, RecordError> {
         self.backups.as_mut().ok_or(RecordError::NoBackupStore)?.keep(content)
+    }
+
+    /// Whether what is recorded is there when this process is not.
+    pub fn is_durable(&self) -> bool {
+        self.is_durable
     }
 
     /// Whether [`Record::keep`] has anywhere to keep things.

@@ -13,7 +13,11 @@ impl RecordError {
         match self {
             Self::File { source, .. } => is_full(source),
             Self::Database { source, .. } => source.sqlite_error_code() == Some(ErrorCode::DiskFull),
-            Self::Value { .. } | Self::Lost { .. } | Self::Damaged { .. } | Self::NoBackupStore => false,
+            Self::Value { .. }
+            | Self::Lost { .. }
+            | Self::Unread { .. }
+            | Self::Damaged { .. }
+            | Self::NoBackupStore => false,
         }
     }
 }
@@ -26,6 +30,7 @@ impl RecordError {
             Self::Database { .. }
             | Self::Value { .. }
             | Self::Lost { .. }
+            | Self::Unread { .. }
             | Self::Damaged { .. }
             | Self::NoBackupStore => None,
         }

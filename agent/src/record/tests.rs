@@ -137,6 +137,83 @@ fn whoever_only_writes_beside_sets_no_damaged_database_aside() {
     assert!(!names.into_iter().any(|name| name.to_string_lossy().contains("corrupt")));
 }
 
+fn owed(record: &Record) -> Vec<String> {
+    let mut owed: Vec<String> =
+        record.debts().unwrap().iter().map(|debt| format!("{} {}", debt.unit, debt.because_of)).collect();
+    owed.sort();
+    owed
+}
+
+#[test]
+fn what_happens_in_memory_is_handed_over() {
+    let state = tempfile::tempdir().unwrap();
+    let (b, other) = (ResourceId::new(Kind::File, "/etc/b"), UnitName::new("other.service").unwrap());
+    let mut real = open(state.path());
+    let old = begin(&mut real, &mut run());
+    real.finish_steps(&[StepOutcome { step: old, error: None, duration_us: 1, after: Vec::new() }]).unwrap();
+    real.owe(Notify::Reload, &other, &b).unwrap();
+    for key in ["kept", "changed", "contested"] {
+        real.save(key, &1).unwrap();
+    }
+    drop(real);
+
+    let mut memory = Record::stand_in(state.path()).unwrap();
+    assert!(!memory.is_durable());
+    assert_eq!(memory.history(&HistoryFilter::default()).unwrap().len(), 1);
+    memory.settle(&other, Timestamp::now()).unwrap();
+    let new = begin(&mut memory, &mut run());
+    memory.finish_steps(&[StepOutcome { step: new, error: None, duration_us: 1, after: Vec::new() }]).unwrap();
+    memory.owe_unsaved(&[(Notify::Restart, nginx())], &b);
+    memory.save("changed", &2).unwrap();
+    memory.save("contested", &2).unwrap();
+
+    // Somebody else comes first.
+    let mut real = open(state.path());
+    let between = begin(&mut real, &mut run());
+    assert_eq!(between, new, "both count from where the other stopped");
+    real.save("contested", &3).unwrap();
+    memory.hand_over(&mut real).unwrap();
+    let ids: Vec<i64> = real.history(&HistoryFilter::default()).unwrap().iter().map(|entry| entry.id).collect();
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert_eq!(real.untold().unwrap().iter().map(|entry| entry.id).max(), Some(new + 1));
+    assert_eq!(owed(&real), ["nginx.service file[/a]", "nginx.service file[/etc/b]"], "the other was paid");
+    let value = |key: &str| real.load::<i64>(key).unwrap();
+    assert_eq!((value("kept"), value("changed"), value("contested")), (Some(1), Some(2), Some(3)));
+    assert!(real.load::<Vec<String>>(LOST).unwrap().is_some(), "what both changed is in doubt");
+}
+
+#[test]
+fn what_cannot_be_read_is_in_doubt_in_memory_too() {
+    let state = tempfile::tempdir().unwrap();
+    let memory = Record::stand_in(state.path()).unwrap();
+    assert_eq!(memory.load::<Vec<String>>(LOST).unwrap(), None, "nothing was ever recorded");
+    std::fs::create_dir(state.path().join("state.db")).unwrap();
+    let memory = Record::stand_in(state.path()).unwrap();
+    assert_eq!(memory.load::<Vec<String>>(LOST).unwrap(), Some(Vec::new()));
+    // Nor does the real one know what was put where meanwhile.
+    std::fs::remove_dir(state.path().join("state.db")).unwrap();
+    let mut real = open(state.path());
+    assert_eq!(real.load::<Vec<String>>(LOST).unwrap(), None);
+    memory.hand_over(&mut real).unwrap();
+    assert_eq!(real.load::<Vec<String>>(LOST).unwrap(), Some(Vec::new()));
+}
+
+#[test]
+fn what_another_has_in_hand_is_claimed_only_once_it_is_over() {
+    let state = tempfile::tempdir().unwrap();
+    let mut other = open(state.path());
+    begin(&mut other, &mut run());
+    let mut record = Record::open_for_operator(state.path()).unwrap();
+    let outcome = |record: &Record| record.history(&HistoryFilter::default()).unwrap()[0].outcome.clone();
+    assert_eq!(outcome(&record), "started");
+    record.claim(state.path()).unwrap();
+    assert_eq!((outcome(&record).as_str(), record.take_interrupted()), ("interrupted", vec![file_a()]));
+    // What is in hand from then on is its own.
+    begin(&mut record, &mut run());
+    record.claim(state.path()).unwrap();
+    assert_eq!(outcome(&record), "started");
+}
+
 #[test]
 fn a_database_that_is_gone_is_not_one_that_never_was() {
     let state = tempfile::tempdir().unwrap();
@@ -161,8 +238,11 @@ fn a_database_that_is_gone_is_not_one_that_never_was() {
 /// Whether a lock keeps other processes from thinking that they are alone with the database.
 fn is_locked(database: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let inode = format!(":{} ", std::fs::metadata(database).unwrap().ino());
-    std::fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains(&inode))
+    let file = std::fs::metadata(database).unwrap();
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    // Other file systems have files of the same number.
+    let place = format!(" {major:02x}:{minor:02x}:{} ", file.ino());
+    std::fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains(&place))
 }
 
 /// Whoever closes any descriptor of a file gives up all locks that the process has on it. Without them a command that writes and

@@ -473,7 +473,10 @@ impl Spool {
         for name in self.names()?.iter().filter(|name| name.starts_with(".new-")) {
             let Ok(stat) = rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if now.saturating_sub(stat.st_mtime) > LEFTOVER_SECONDS {
-                self.unlink(name)?;
+                // It is in nobody's way, and the disk may let go of it another time.
+                if let Err(error) = self.unlink(name) {
+                    tracing::warn!("{}", crate::resource::chain(&error));
+                }
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ mod metrics;
 mod operator;
 mod orphans;
 mod policies;
+mod record;
 mod secrets;
 mod support;
 mod trees;

@@ -199,6 +199,18 @@ impl Running {
         self.host.take().unwrap()
     }
 
+    /// Waits until the agent has ended by itself, as it should, and hands back its host.
+    pub(crate) fn ended(mut self) -> Host {
+        let deadline = Instant::now() + DEADLINE;
+        let thread = self.thread.take().unwrap();
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "the agent goes on");
+            pause(Duration::from_millis(5));
+        }
+        thread.join().unwrap().unwrap();
+        self.host.take().unwrap()
+    }
+
     /// Runs the program itself, which must succeed, and returns what it prints.
     #[track_caller]
     pub(crate) fn ok(&self, args: &[&str]) -> String {

@@ -150,3 +150,50 @@ fn apply_touches_the_record_of_a_run_under_way_only_when_it_is_over() {
     assert_eq!(outcome(&record), "interrupted", "whoever has the lock next says so");
     assert!(!world.exists("state/backup/.new-1-1"));
 }
+
+/// Runs commands where the state directory is read-only, as a shell does, each with its exit code after it.
+fn where_nothing_can_be_written(world: &World, commands: &[&str]) -> String {
+    let state = world.path("state").display().to_string();
+    let mut script = format!("mount --bind {state} {state} && mount -o remount,bind,ro {state} || exit\n");
+    for command in commands {
+        let (program, config) = (env!("CARGO_BIN_EXE_rekindle"), world.path("agent.toml"));
+        script.push_str(&format!("{program} --config {} {command} 2>&1; echo \"exit $?\"\n", config.display()));
+    }
+    let output =
+        std::process::Command::new("unshare").args(["-m", "sh", "-c", &script]).env("NO_COLOR", "1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_record_is_read_where_nothing_can_be_written_or_said_to_be_unknown() {
+    let Some(world) = World::new() else { return };
+    let applied = world.apply("[file.'$T/etc/file']\ncontent = \"plain\\n\"\n");
+    assert_eq!(applied.code, 0, "{applied:?}");
+    for side in ["state/state.db-wal", "state/state.db-shm"] {
+        assert!(!world.exists(side), "whoever ends last clears up");
+    }
+    let plan = format!("plan --policy {}", world.path("policy").display());
+    let said = where_nothing_can_be_written(&world, &["history", &plan]);
+    assert!(said.contains("+plain\n") && !said.contains("unknown") && !said.contains("exit 3"), "{said}");
+    assert_eq!(said.matches("exit 0").count(), 2, "{said}");
+
+    // What was written last is in the journal beside it.
+    let mut record = Record::open(&world.path("state")).unwrap().record;
+    record.save("a", &1).unwrap();
+    let elsewhere = world.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    for file in ["state.db", "state.db-wal"] {
+        std::fs::copy(world.path("state").join(file), elsewhere.join(file)).unwrap();
+    }
+    drop(record);
+    for file in ["state.db", "state.db-wal"] {
+        std::fs::copy(elsewhere.join(file), world.path("state").join(file)).unwrap();
+    }
+    let said = where_nothing_can_be_written(&world, &["history", &plan]);
+    assert!(
+        said.contains("state.db-wal` cannot be read without writing beside it") && said.contains("exit 1"),
+        "{said}"
+    );
+    assert!(said.contains("unknown what is owed already") && said.contains("exit 3"), "{said}");
+}

@@ -71,6 +71,11 @@ pub fn render(facts: &Facts<'_>) -> String {
         "Whether a request to be reimaged is open.",
         u8::from(status.health.request.is_some()),
     );
+    text.gauge(
+        "rekindle_record_in_memory",
+        "Whether the record cannot be written to its disk, and is in memory alone.",
+        u8::from(status.record_in_memory.is_some()),
+    );
 
     let n = &status.resources;
     text.family("rekindle_resources", GAUGE, "Resources of the policy in force, by their last verdict.");

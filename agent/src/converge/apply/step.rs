@@ -115,6 +115,9 @@ impl Run<'_, '_> {
             Cause::Drift => false,
         };
         let Some(confirm) = resource.confirm().filter(|_| is_asked) else { return Ok(None) };
+        if !self.context.record.is_durable() {
+            return Err("what is recorded now would not survive a kill".to_owned());
+        }
         if let Desired::Service(service) = &resource.desired {
             let status = self.context.host.units.status(&service.unit).map_err(|e| chain(&e))?;
             let unit = UnitBefore {

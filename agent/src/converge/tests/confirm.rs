@@ -143,3 +143,13 @@ fn a_unit_returns_to_what_it_did() {
     let status = world.host.units.status(&UnitName::new("ssh.service").unwrap()).unwrap();
     assert_eq!((status.active_state.as_str(), status.unit_file_state.as_str()), ("active", "enabled"));
 }
+
+#[test]
+fn a_record_in_memory_arms_nothing() {
+    let mut world = world();
+    world.record = Record::stand_in(world.state.path()).unwrap();
+    let report = converge_for(&mut world, &sshd(), Cause::NewRevision);
+    let Outcome::Failed { error, .. } = &report.resources[0].outcome else { panic!("{report:?}") };
+    assert!(error.ends_with("what is recorded now would not survive a kill"), "{error}");
+    assert_eq!(world.read("/sshd_config"), "old\n");
+}
