@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::rules::{Depth, Judge, Judgement, Rules, shown};
 use crate::host::attic::Batch;
 use crate::host::root::{FileType, Metadata, Root, Ruling};
-use crate::host::tree::{self, Entry, Next, Step, WalkError};
+use crate::host::tree::{self, Entry, Extent, Next, Step, WalkError};
 use crate::resource::{AbsPath, Change, Names};
 
 /// Most entries that are named in a plan; the rest is counted.
@@ -49,19 +49,7 @@ pub(super) fn observe(root: &Root, path: &AbsPath, rules: &Rules, names: Names, 
 }
 
 fn purge(root: &Root, path: &AbsPath, rules: &Rules, now: Timestamp, beneath: &mut Beneath) -> Result<(), WalkError> {
-    if rules.purge.as_ref().is_none_or(|purge| purge.depth == Depth::Nothing) {
-        return Ok(());
-    }
-    check_real_path(root, path)?;
-    let mut judge = Judge::new(path, rules, now);
-    tree::walk(root, path, &mut |step| {
-        let Step::Entry(entry) = step else { return Ok(Next::Enter) };
-        match judge.purge(entry.path, entry.metadata) {
-            Judgement::Enter => return Ok(Next::Enter),
-            Judgement::Pass | Judgement::Ruled => return Ok(Next::Pass),
-            Judgement::Undeclared => {}
-        }
-        let extent = tree::measure(entry)?;
+    each_undeclared(root, path, rules, now, &mut |entry, extent| {
         if extent.has_mount {
             if beneath.mounted.len() < MAX_SHOWN {
                 beneath.mounted.push(shown(entry.path));
@@ -74,6 +62,30 @@ fn purge(root: &Root, path: &AbsPath, rules: &Rules, now: Timestamp, beneath: &m
             beneath.undeclared.push((shown(entry.path), describe(entry, extent.n_entries - 1)));
         }
         Ok(Next::Pass)
+    })
+}
+
+/// Shows each entry that nobody declares, with how much it is: to the look and to the removal, so that both mean the same. The
+/// answer says whether to go on.
+fn each_undeclared(
+    root: &Root,
+    path: &AbsPath,
+    rules: &Rules,
+    now: Timestamp,
+    visit: &mut dyn FnMut(&Entry<'_>, Extent) -> Result<Next, WalkError>,
+) -> Result<(), WalkError> {
+    if rules.purge.as_ref().is_none_or(|purge| purge.depth == Depth::Nothing) {
+        return Ok(());
+    }
+    check_real_path(root, path)?;
+    let mut judge = Judge::new(path, rules, now);
+    tree::walk(root, path, &mut |step| {
+        let Step::Entry(entry) = step else { return Ok(Next::Enter) };
+        match judge.purge(entry.path, entry.metadata) {
+            Judgement::Enter => Ok(Next::Enter),
+            Judgement::Pass | Judgement::Ruled => Ok(Next::Pass),
+            Judgement::Undeclared => visit(entry, tree::measure(entry)?),
+        }
     })
     .map(drop)
 }
@@ -191,17 +203,8 @@ pub(super) fn remove(
     batch: &mut Batch,
 ) -> Result<(), WalkError> {
     let Some(purge) = &rules.purge else { return Ok(()) };
-    check_real_path(root, path)?;
-    let mut judge = Judge::new(path, rules, now);
     let mut n_left = purge.limit;
-    tree::walk(root, path, &mut |step| {
-        let Step::Entry(entry) = step else { return Ok(Next::Enter) };
-        match judge.purge(entry.path, entry.metadata) {
-            Judgement::Enter => return Ok(Next::Enter),
-            Judgement::Pass | Judgement::Ruled => return Ok(Next::Pass),
-            Judgement::Undeclared => {}
-        }
-        let extent = tree::measure(entry)?;
+    each_undeclared(root, path, rules, now, &mut |entry, extent| {
         if extent.has_mount {
             return Ok(Next::Pass);
         }
@@ -216,7 +219,6 @@ pub(super) fn remove(
         })?;
         Ok(Next::Pass)
     })
-    .map(drop)
 }
 
 impl Beneath {
