@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::load::{Declaration, Loaded};
 use super::lower::{Lowered, setting};
-use crate::policy::diagnostic::{Diagnostic, Diagnostics};
+use crate::policy::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::policy::facts::HostView;
 use crate::policy::schema::closest;
 use crate::resource::{Desired, Ensure, Kind, Principal, ResourceId, directory, file};
@@ -173,7 +173,7 @@ fn without_architecture(name: &str) -> &str {
 /// Reports everything that does not fit together.
 pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     duplicates(graph, out);
-    numeric_ids(graph, out);
+    numbers(graph, out);
     paths(graph, out);
     settings::check(graph, out);
     own_files(graph, out);
@@ -218,53 +218,33 @@ fn duplicates(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     }
 }
 
-fn numeric_ids(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
-    let mut claimed: HashMap<(Kind, u32), usize> = HashMap::new();
-    for (i, declaration) in graph.active() {
-        let key = match declaration.id.kind {
-            Kind::User => "uid",
-            Kind::Group => "gid",
-            Kind::File
-            | Kind::Directory
-            | Kind::Symlink
-            | Kind::Package
-            | Kind::Service
-            | Kind::Setting
-            | Kind::Sysctl
-            | Kind::Repository
-            | Kind::KernelModule
-            | Kind::Mount
-            | Kind::Command
-            | Kind::Check
-            | Kind::Sweep => continue,
+/// The number of an account, under which attribute, and where.
+fn number_of(declaration: &Declaration<'_>) -> Option<(&'static str, u32, Place)> {
+    let key = if declaration.id.kind == Kind::User {
+        "uid"
+    } else if declaration.id.kind == Kind::Group {
+        "gid"
+    } else {
+        return None;
+    };
+    declaration.fields.id(key).map(|(number, place)| (key, number, place))
+}
+
+/// Whether a number may be anybody's is [`protected`]; here, whether two have the same.
+fn numbers(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
+    let mut claimed: HashMap<(Kind, u32), &Declaration<'_>> = HashMap::new();
+    for (_, declaration) in graph.active() {
+        let Some((key, number, place)) = number_of(declaration) else { continue };
+        let Some(first) = claimed.get(&(declaration.id.kind, number)) else {
+            claimed.insert((declaration.id.kind, number), declaration);
+            continue;
         };
-        let Some((number, place)) = declaration.fields.id(key) else { continue };
-        let is_root = &*declaration.id.name == "root";
-        if (number == 0) != is_root {
-            let title = if is_root {
-                format!("`{}` has the {key} 0 and no other", declaration.id)
-            } else {
-                format!("`{}` would have the {key} 0, which is root's", declaration.id)
-            };
-            out.push(
-                Diagnostic::error("protected", title)
-                    .at(place.clone(), "")
-                    .hint("to let somebody become root, put the account into the group `sudo` or `wheel`"),
-            );
+        let title = format!("`{}` and `{}` claim the {key} {number}", first.id, declaration.id);
+        let mut diagnostic = Diagnostic::error("conflict", title).at(place, "claimed again here");
+        if let Some((_, _, first)) = number_of(first) {
+            diagnostic = diagnostic.also(first, "claimed here");
         }
-        match claimed.get(&(declaration.id.kind, number)).and_then(|first| graph.declaration(*first)) {
-            None => {
-                claimed.insert((declaration.id.kind, number), i);
-            }
-            Some(first) => {
-                let title = format!("`{}` and `{}` claim the {key} {number}", first.id, declaration.id);
-                let mut diagnostic = Diagnostic::error("conflict", title).at(place, "claimed again here");
-                if let Some((_, first)) = first.fields.id(key) {
-                    diagnostic = diagnostic.also(first, "claimed here");
-                }
-                out.push(diagnostic.hint("give each its own number"));
-            }
-        }
+        out.push(diagnostic.hint("give each its own number"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a policy must not take from a host by mistake: accounts of the system, packages without which it does not boot or obey,
 //! and the agent itself.
 
-use super::{Graph, without_architecture};
+use super::{Graph, number_of, without_architecture};
 use crate::policy::compile::load::Declaration;
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
 use crate::resource::{Desired, Kind, service};
@@ -146,8 +146,7 @@ const SKELETON: [&str; 18] = [
 pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     for (i, declaration) in graph.active() {
         match declaration.id.kind {
-            Kind::User => account(graph, i, declaration, "uid", out),
-            Kind::Group => account(graph, i, declaration, "gid", out),
+            Kind::User | Kind::Group => account(graph, i, declaration, out),
             Kind::Package if graph.is_absent(i) => package(graph, declaration, out),
             Kind::Service => service(graph, i, declaration, out),
             Kind::File | Kind::Directory | Kind::Symlink | Kind::Setting => place(graph, i, declaration, out),
@@ -163,8 +162,25 @@ pub(super) fn check(graph: &Graph<'_, '_>, out: &mut Diagnostics) {
     }
 }
 
-fn account(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, key: &'static str, out: &mut Diagnostics) {
+fn account(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, out: &mut Diagnostics) {
     let id = &declaration.id;
+    let number = number_of(declaration);
+    let is_root = &*id.name == "root";
+    if let Some((key, number, place)) = &number
+        && (*number == 0) != is_root
+    {
+        let title = if is_root {
+            format!("`{id}` has the {key} 0 and no other")
+        } else {
+            format!("`{id}` would have the {key} 0, which is root's")
+        };
+        out.push(
+            Diagnostic::error("protected", title)
+                .at(place.clone(), "")
+                .hint("to let somebody become root, put the account into the group `sudo` or `wheel`"),
+        );
+        return;
+    }
     if graph.is_absent(i) && IRREMOVABLE_ACCOUNTS.contains(&&*id.name) {
         let title = format!("`{id}` belongs to the system and cannot be removed");
         out.push(Diagnostic::error("protected", title).at(declaration.name.clone(), "").hint("remove this resource"));
@@ -173,12 +189,10 @@ fn account(graph: &Graph<'_, '_>, i: usize, declaration: &Declaration<'_>, key: 
     if declaration.fields.boolean("system") == Some(true) {
         return;
     }
-    let number = declaration.fields.id(key);
-    let minimum = graph.host.map_or(DEFAULT_MIN, |host| if key == "uid" { host.uid_min } else { host.gid_min });
+    let minimum =
+        graph.host.map_or(DEFAULT_MIN, |host| if id.kind == Kind::User { host.uid_min } else { host.gid_min });
     let (title, place) = match number {
-        // Zero is refused for another reason already.
-        Some((0, _)) if &*id.name != "root" => return,
-        Some((number, place)) if number < minimum => {
+        Some((key, number, place)) if number < minimum => {
             (format!("`{id}` has the {key} {number}, which is below {minimum}, the first of people's"), place)
         }
         Some(_) | None if SYSTEM_ACCOUNTS.contains(&&*id.name) || id.name.starts_with("systemd-") => {
