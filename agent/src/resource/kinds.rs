@@ -246,14 +246,14 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
         if desired.is_secret() { Replaced::Nothing } else { at_place(root, path, node) }
     };
     of_both!(desired, &sighting.observed, otherwise Replaced::Nothing, {
-        File(d, o) => match (d.ensure.present(), present(o).map(|o| &o.node)) {
+        File(d, o) => match (d.ensure.present(), o.present().map(|o| &o.node)) {
             (Some(spec), Some(Node::File(content))) if spec.content.is(content) => Replaced::Nothing,
             (_, Some(node)) => at(&d.path, node),
             (_, None) => Replaced::Nothing,
         },
-        Directory(d, o) => present(o).map_or(Replaced::Nothing, |o| at(&d.path, &o.place.node)),
-        Symlink(d, o) => present(o).map_or(Replaced::Nothing, |o| at(&d.path, &o.node)),
-        Setting(d, o) => match present(o).map(|o| &o.node) {
+        Directory(d, o) => o.present().map_or(Replaced::Nothing, |o| at(&d.path, &o.place.node)),
+        Symlink(d, o) => o.present().map_or(Replaced::Nothing, |o| at(&d.path, &o.node)),
+        Setting(d, o) => match o.present().map(|o| &o.node) {
             // What cannot be edited is not touched.
             Some(Node::File(content)) if setting::replacement(d, content).is_some() => {
                 Replaced::Contents(vec![content.clone()])
@@ -276,13 +276,6 @@ pub fn replaced(root: &Root, desired: &Desired, sighting: &Sighting) -> Replaced
     })
 }
 
-fn present<T>(observation: &Observation<T>) -> Option<&T> {
-    match observation {
-        Observation::Present(seen) => Some(seen),
-        Observation::Absent | Observation::Unknown(_) => None,
-    }
-}
-
 /// What is lost with what stands at a path.
 fn at_place(root: &Root, path: &AbsPath, node: &Node) -> Replaced {
     match node {
@@ -302,7 +295,8 @@ fn at_place(root: &Root, path: &AbsPath, node: &Node) -> Replaced {
 
 /// What a step overwrites of the agent's own files, or of others that the resource found for itself.
 fn contents<'o, T>(observation: &'o Observation<T>, replaced: impl FnOnce(&'o T) -> Vec<&'o [u8]>) -> Replaced {
-    let contents: Vec<Vec<u8>> = present(observation).map(replaced).into_iter().flatten().map(<[u8]>::to_vec).collect();
+    let contents: Vec<Vec<u8>> =
+        observation.present().map(replaced).into_iter().flatten().map(<[u8]>::to_vec).collect();
     if contents.is_empty() { Replaced::Nothing } else { Replaced::Contents(contents) }
 }
 

@@ -209,6 +209,25 @@ pub enum Observation<T> {
     Unknown(String),
 }
 
+impl<T> Observation<T> {
+    /// What is there.
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Self::Present(seen) => Some(seen),
+            Self::Absent | Self::Unknown(_) => None,
+        }
+    }
+
+    /// What was seen of something that always is in some way, as a setting of the kernel is; or why it cannot be told.
+    fn always(&self) -> Result<&T, String> {
+        match self {
+            Self::Present(seen) => Ok(seen),
+            Self::Absent => Err("nothing was looked at".to_owned()),
+            Self::Unknown(why) => Err(why.clone()),
+        }
+    }
+}
+
 /// The comparison of an observation with what is desired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]

@@ -255,10 +255,9 @@ impl Key {
 
 /// Compares. A key that stops signing soon is only told of: a new one has to come with the policy.
 pub fn diff(desired: &Desired, observation: &Observation<Observed>) -> Verdict {
-    let observed = match observation {
-        Observation::Unknown(why) => return Verdict::Indeterminate(why.clone()),
-        Observation::Absent => return Verdict::Indeterminate("nothing was looked at".to_owned()),
-        Observation::Present(observed) => observed,
+    let observed = match observation.always() {
+        Ok(observed) => observed,
+        Err(why) => return Verdict::Indeterminate(why),
     };
     let own::Differences { changes, unknown } = own::differences(&desired.files(), &observed.files);
     if let Some(why) = unknown {

@@ -210,10 +210,9 @@ fn spelled(value: &str) -> String {
 
 /// Compares.
 pub fn diff(desired: &Desired, observation: &Observation<Observed>) -> Verdict {
-    let observed = match observation {
-        Observation::Unknown(why) => return Verdict::Indeterminate(why.clone()),
-        Observation::Absent => return Verdict::Indeterminate("nothing was looked at".to_owned()),
-        Observation::Present(observed) => observed,
+    let observed = match observation.always() {
+        Ok(observed) => observed,
+        Err(why) => return Verdict::Indeterminate(why),
     };
     let mut changes = Vec::new();
     let wanted = Some(desired.value.clone());
