@@ -12,7 +12,7 @@ mod packages;
 mod pay;
 mod purge;
 mod step;
-mod strays;
+pub(super) mod strays;
 mod validate;
 
 pub use validate::Validated;
@@ -106,8 +106,8 @@ pub(super) fn run(context: &mut Context<'_>, request: &Request<'_>) -> RunReport
     };
     if request.mode == Mode::Enforce {
         run.remove_leftovers();
-        run.remove_strays();
     }
+    run.remove_strays();
     let interrupted = run.visit_all();
     run.remember_cleared();
     run.settle_secrets(interrupted);
@@ -271,18 +271,18 @@ impl<'a> Run<'a, '_> {
             return None;
         }
         if let Some(blocked_by) = self.blocker(resource) {
-            return Some(report(resource, None, Outcome::Skipped { blocked_by }));
+            return Some(report(&resource.id, None, Outcome::Skipped { blocked_by }));
         }
         let owed = self.owed_runs(resource);
         if let Some(blocked_by) = self.unsettled_input(resource, &owed) {
-            return Some(report(resource, None, Outcome::Skipped { blocked_by }));
+            return Some(report(&resource.id, None, Outcome::Skipped { blocked_by }));
         }
         if self.is_verified(&resource.id) {
-            return Some(report(resource, None, Outcome::Unchanged));
+            return Some(report(&resource.id, None, Outcome::Unchanged));
         }
         let (sighting, verdict) = match self.looks.remove(&resource.id) {
             Some(Look { epoch, verdict: Verdict::InSync, .. }) if epoch == self.epoch && owed.is_empty() => {
-                return Some(report(resource, None, Outcome::Unchanged));
+                return Some(report(&resource.id, None, Outcome::Unchanged));
             }
             Some(Look { epoch, sighting: Some(sighting), verdict }) if epoch == self.epoch => (sighting, verdict),
             Some(_) | None => self.look(resource),
@@ -302,11 +302,11 @@ impl<'a> Run<'a, '_> {
     /// Does what a verdict calls for.
     fn act(&mut self, resource: &'a Resource, sighting: Sighting, verdict: Verdict) -> ResourceReport {
         match verdict {
-            Verdict::InSync => report(resource, None, Outcome::Unchanged),
+            Verdict::InSync => report(&resource.id, None, Outcome::Unchanged),
             Verdict::Indeterminate(reason) => {
                 tracing::warn!(resource = %resource.id, reason = %reason, "could not be observed");
                 let step = self.note(resource, "indeterminate", None, &reason, None);
-                report(resource, step, Outcome::Indeterminate { reason })
+                report(&resource.id, step, Outcome::Indeterminate { reason })
             }
             Verdict::Drift(drift) => {
                 let why = only_told(&drift)
@@ -317,7 +317,7 @@ impl<'a> Run<'a, '_> {
                         let who = self.who(resource);
                         let step = self.note(resource, "reported", Some(&drift), &why, who.as_deref());
                         let Drift { action, changes } = drift;
-                        ResourceReport { who, ..report(resource, step, Outcome::Reported { changes, action, why }) }
+                        ResourceReport { who, ..report(&resource.id, step, Outcome::Reported { changes, action, why }) }
                     }
                     None if resource.id.kind == Kind::Package => self.package_steps(resource, sighting, drift),
                     None => self.step(resource, &sighting, drift),
@@ -420,6 +420,6 @@ fn blocks(outcome: &Outcome) -> bool {
     }
 }
 
-fn report(resource: &Resource, step: Option<i64>, outcome: Outcome) -> ResourceReport {
-    ResourceReport { resource: resource.id.clone(), step, overtaken: false, displaced: None, who: None, outcome }
+fn report(resource: &ResourceId, step: Option<i64>, outcome: Outcome) -> ResourceReport {
+    ResourceReport { resource: resource.clone(), step, overtaken: false, displaced: None, who: None, outcome }
 }

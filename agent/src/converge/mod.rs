@@ -180,7 +180,10 @@ pub fn observe_and_plan(host: &Host, memory: Memory<'_>, request: &Request<'_>) 
     let looked_at = desired.resources().iter().filter(|r| targets.is_none_or(|targets| targets.contains(&r.id)));
     let beside = beside::look_at(&host.root, desired, looked_at);
     let concealed = secrets.doubt().map(str::to_owned);
-    Plan { beside, ..Plan::new(desired.revision().clone(), request.cause, findings, debts, concealed) }
+    let mut plan = Plan { beside, ..Plan::new(desired.revision().clone(), request.cause, findings, debts, concealed) };
+    // They go first.
+    plan.steps.splice(0..0, apply::strays::steps(&host.root, request));
+    plan
 }
 
 /// Converges once: observe → plan → apply → verify for each resource, requirements first, then pay what is owed.

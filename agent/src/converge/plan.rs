@@ -47,8 +47,8 @@ pub struct Step {
     pub action: Action,
     /// Every difference.
     pub changes: Vec<Change>,
-    /// Where it was declared.
-    pub source: SourceLocation,
+    /// Where it was declared; `None` for a file of the agent's own whose resource is declared no longer.
+    pub source: Option<SourceLocation>,
     /// What the step will owe.
     pub owes: Vec<(Notify, UnitName)>,
     /// Why it would be left alone, if so.
@@ -131,7 +131,7 @@ impl Plan {
                     resource: resource.id.clone(),
                     action: drift.action,
                     changes: drift.changes,
-                    source,
+                    source: Some(source),
                     owes: resource.notifies.to_vec(),
                     runs: runs.to_vec(),
                     held,
@@ -180,7 +180,8 @@ impl Plan {
                 Action::Report => "failing",
                 Action::Waive => "waived",
             };
-            line(&mut text, format_args!("{verb} {}  ({cause}; {})", step.resource, place(&step.source)));
+            let source = step.source.as_ref().map_or_else(|| "declared nowhere".to_owned(), place);
+            line(&mut text, format_args!("{verb} {}  ({cause}; {source})", step.resource));
             for change in &step.changes {
                 change_text(&mut text, change);
             }
@@ -260,7 +261,7 @@ impl Plan {
                     resource: &step.resource,
                     action: step.action,
                     changes: &step.changes,
-                    source: source_document(&step.source),
+                    source: step.source.as_ref().map(source_document),
                     owes: step
                         .owes
                         .iter()
@@ -370,7 +371,7 @@ struct StepDocument<'a> {
     resource: &'a ResourceId,
     action: Action,
     changes: &'a [Change],
-    source: SourceDocument<'a>,
+    source: Option<SourceDocument<'a>>,
     owes: Vec<OwesDocument<'a>>,
     runs: &'a [ResourceId],
     held: Option<&'a str>,

@@ -110,7 +110,8 @@ pub struct RunReport {
     pub started: Timestamp,
     /// How long it took, in microseconds.
     pub duration_us: u64,
-    /// Every resource looked at, in order, `Unchanged` ones included.
+    /// Every resource looked at, in order, `Unchanged` ones included; before them what the agent wrote for others that are declared
+    /// no longer.
     pub resources: Vec<ResourceReport>,
     /// Restarts and reloads still owed after the run, and why they were not paid.
     pub debts: Vec<DebtReport>,

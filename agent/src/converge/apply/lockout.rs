@@ -40,7 +40,7 @@ impl Run<'_, '_> {
 
     /// Leaves a step out, and says why.
     pub(super) fn refuse(&mut self, resource: &Resource, verdict: Verdict, error: String) -> ResourceReport {
-        let Verdict::Drift(drift) = verdict else { return report(resource, None, Outcome::Unchanged) };
+        let Verdict::Drift(drift) = verdict else { return report(&resource.id, None, Outcome::Unchanged) };
         let who = self.who(resource);
         tracing::warn!(resource = %resource.id, error = %error, "step refused");
         let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
@@ -48,7 +48,7 @@ impl Run<'_, '_> {
         self.forget_approvals();
         let Drift { changes, .. } = drift;
         let outcome = Outcome::Failed { changes, error, signature: lockout::SIGNATURE.to_owned() };
-        ResourceReport { who, ..report(resource, step, outcome) }
+        ResourceReport { who, ..report(&resource.id, step, outcome) }
     }
 
     /// Remembers what is as it should be: its repair is not questioned again.

@@ -56,12 +56,12 @@ impl<'a> Run<'a, '_> {
                     signature: "stopped".to_owned(),
                 },
             };
-            reports.push(ResourceReport { who, ..report(member.resource, steps.get(index).copied(), outcome) });
+            reports.push(ResourceReport { who, ..report(&member.resource.id, steps.get(index).copied(), outcome) });
         }
         let concluded = reports.iter().map(|report| (report.step, &report.outcome, Vec::new())).collect();
         self.conclude(concluded, clock);
         self.ahead.extend(reports.into_iter().map(|report| (report.resource.clone(), report)));
-        self.ahead.remove(&first.id).unwrap_or_else(|| report(first, None, Outcome::Unchanged))
+        self.ahead.remove(&first.id).unwrap_or_else(|| report(&first.id, None, Outcome::Unchanged))
     }
 
     /// The first package and every later one that is out of sync, may be changed, and requires nothing that is still to come.

@@ -30,7 +30,7 @@ impl Run<'_, '_> {
             tracing::warn!(resource = %resource.id, error = %error, "step refused");
             let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
             let outcome = Outcome::Failed { changes: drift.changes, error, signature: format!("refused: {word}") };
-            return ResourceReport { who, ..report(resource, step, outcome) };
+            return ResourceReport { who, ..report(&resource.id, step, outcome) };
         }
         let purged = resource::purges(&resource.desired, sighting);
         self.secrets.add(self.context.record, resource);
@@ -57,7 +57,7 @@ impl Run<'_, '_> {
                 let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
                 self.forget_approvals();
                 let outcome = Outcome::Failed { changes: drift.changes, error, signature };
-                return ResourceReport { who, ..report(resource, step, outcome) };
+                return ResourceReport { who, ..report(&resource.id, step, outcome) };
             }
         };
         drift.changes.extend(batch.as_ref().and_then(|(_, batch)| self.kept(batch)));
@@ -101,7 +101,7 @@ impl Run<'_, '_> {
         self.conclude(vec![(step, &outcome, after)], clock);
         // A digest lets a guess be tested.
         let displaced = backup.filter(|_| !self.secrets.may_be_at(resource));
-        ResourceReport { overtaken, displaced, who, ..report(resource, step, outcome) }
+        ResourceReport { overtaken, displaced, who, ..report(&resource.id, step, outcome) }
     }
 
     /// What has to prove this step, if anything. A repair needs no proof: what it restores was confirmed when it was new, and
@@ -146,7 +146,7 @@ impl Run<'_, '_> {
         let error = format!("refused, because it has to be confirmed and could not be put back: {why}");
         let step = self.note(resource, "failed", Some(&drift), &error, who.as_deref());
         let outcome = Outcome::Failed { changes: drift.changes, error, signature: "confirm: not armed".to_owned() };
-        ResourceReport { who, ..report(resource, step, outcome) }
+        ResourceReport { who, ..report(&resource.id, step, outcome) }
     }
 
     /// Keeps what the step will overwrite. The error comes with its signature.
@@ -164,19 +164,25 @@ impl Run<'_, '_> {
                 let class = source.raw_os_error().map(|errno| format!(": errno {errno}")).unwrap_or_default();
                 Err((format!("cannot read `{path}`, which is to be replaced: {source}"), format!("back up{class}")))
             }
-            Replaced::Contents(_) if !self.context.record.keeps_backups() => Ok(None),
             Replaced::Contents(contents) => {
                 let mut names = Vec::new();
                 for content in contents {
-                    names.push(self.context.record.keep(&content).map_err(|e| {
-                        let class = e.errno().map(|errno| format!(": errno {errno}")).unwrap_or_default();
-                        let error = format!("cannot keep a backup of what is replaced: {}", chain(&e));
-                        (error, format!("back up{class}"))
-                    })?);
+                    names.extend(self.keep(&content)?);
                 }
                 Ok(names.into_iter().next())
             }
         }
+    }
+
+    /// Keeps one content; `None` where nothing is kept. The error comes with its signature.
+    pub(super) fn keep(&mut self, content: &[u8]) -> Result<Option<String>, (String, String)> {
+        if !self.context.record.keeps_backups() {
+            return Ok(None);
+        }
+        self.context.record.keep(content).map(Some).map_err(|e| {
+            let class = e.errno().map(|errno| format!(": errno {errno}")).unwrap_or_default();
+            (format!("cannot keep a backup of what is replaced: {}", chain(&e)), format!("back up{class}"))
+        })
     }
 
     /// Makes intents and debts durable. Returns no ids when the journal cannot be written; the debts are then kept in memory.

@@ -118,6 +118,12 @@ fn the_file_of_a_key_that_left_the_policy_goes() {
     assert!(world.read(of_vlan).ends_with("\n-net/ipv4/conf/eth0.100/rp_filter = 1\n"));
     world.write("/etc/sysctl.d/60-mine.conf", "");
     let left = desired(vec![vlan]);
+    // Whoever looks first sees what will go.
+    insta::assert_snapshot!(world.plan(&left).to_text(), @"
+    remove sysctl[net.ipv4.ip_forward]  (drift; declared nowhere)
+        file: /etc/sysctl.d/60-rekindle-net.ipv4.ip_forward.conf (no longer declared) → (none)
+    1 to change, 1 in sync
+    ");
     // Nothing goes in a run that only looks, or only at a part.
     let mut request = everything(&left);
     request.mode = Mode::Noop;
@@ -129,11 +135,32 @@ fn the_file_of_a_key_that_left_the_policy_goes() {
     request.scope = Scope::Everything;
     let paused = |id: &ResourceId| (id.name.contains("ip_forward")).then(|| "paused".to_owned());
     request.hold = &paused;
-    drop(world.converge_with(&request));
+    let plan = observe_and_plan(&world.host, Memory::Record(&world.record), &request);
+    insta::assert_snapshot!(plan.to_text(), @"
+    remove sysctl[net.ipv4.ip_forward]  (drift; declared nowhere)
+        file: /etc/sysctl.d/60-rekindle-net.ipv4.ip_forward.conf (no longer declared) → (none)
+        left as it is: paused
+    0 to change, 1 in sync, 1 left alone
+    ");
+    let report = world.converge_with(&request);
     assert!(world.path(FILE).exists());
+    let left_alone = Outcome::Reported {
+        changes: plan.steps[0].changes.clone(),
+        action: resource::Action::Remove,
+        why: "paused".into(),
+    };
+    assert_eq!(report.resources[0].outcome, left_alone);
     request.hold = &hold_nothing;
-    drop(world.converge_with(&request));
+    let report = world.converge_with(&request);
     assert!(!world.path(FILE).exists());
+    // A run reports what the plan named, and nothing else.
+    assert_eq!(
+        report.changed().map(|entry| entry.resource.to_string()).collect::<Vec<_>>(),
+        ["sysctl[net.ipv4.ip_forward]"]
+    );
+    let backup = report.resources[0].displaced.clone().unwrap();
+    assert!(crate::record::kept(world.state.path(), &backup).unwrap().unwrap().ends_with(b"net.ipv4.ip_forward = 0\n"));
+    assert!(world.plan(&left).is_empty());
     assert!(world.path(of_vlan).exists() && world.path("/etc/sysctl.d/60-mine.conf").exists());
     let filter = crate::record::HistoryFilter { limit: 1, ..Default::default() };
     let entry = world.record.history(&filter).unwrap().remove(0);
