@@ -198,6 +198,12 @@ impl Worker {
             let path = AbsPath::new(&id.name).map_err(|error| error.to_string())?;
             return self.returned_path(id.kind, path, origin);
         }
+        if matches!(id.kind, Kind::Sysctl | Kind::KernelModule) {
+            return Err("it stays as it is until the next boot, and its file is removed".to_owned());
+        }
+        if !matches!(id.kind, Kind::User | Kind::Group | Kind::Package | Kind::Repository) {
+            return Err("rekindle does not undo it: it is left as it is".to_owned());
+        }
         if origin != Stood::Nothing {
             return Err("it was there before the policy: it is left as it is".to_owned());
         }
@@ -210,17 +216,19 @@ impl Worker {
         }
         if id.kind == Kind::Group {
             let name = GroupName::new(&id.name).map_err(invalid)?;
+            let accounts = self.host.accounts.read().map_err(|error| error.to_string())?;
+            let gid = accounts.group(name.as_str()).map(|group| group.gid);
+            if let Some(user) = accounts.users.iter().find(|user| Some(user.gid) == gid) {
+                return Err(format!("it is the first group of user[{}], and goes once that user is gone", user.name));
+            }
             return Ok(Desired::Group(group::Desired { name, ensure: Ensure::Absent }));
         }
         if id.kind == Kind::Package {
             let name = PackageName::new(&id.name).map_err(invalid)?;
             return Ok(Desired::Package(package::Desired { name, ensure: Ensure::Absent }));
         }
-        if id.kind == Kind::Repository {
-            let name = repository::Name::new(&id.name).map_err(invalid)?;
-            return Ok(Desired::Repository(Box::new(repository::Desired { name, ensure: Ensure::Absent })));
-        }
-        Err(unknown())
+        let name = repository::Name::new(&id.name).map_err(invalid)?;
+        Ok(Desired::Repository(Box::new(repository::Desired { name, ensure: Ensure::Absent })))
     }
 
     fn returned_path(&self, kind: Kind, path: AbsPath, origin: Stood) -> Result<Desired, String> {

@@ -341,7 +341,7 @@ fn becomes(orphans: Orphans, kind: Kind) -> &'static str {
     match (orphans, kind) {
         // Their files are the agent's own, and say at each boot what nobody declares any more.
         (_, Kind::Sysctl | Kind::KernelModule) => "stays as it is until the next boot, and its file is removed",
-        (Orphans::Report, _) => "stays as it is",
+        (Orphans::Report, _) | (_, Kind::Mount | Kind::Service | Kind::Setting) => "stays as it is",
         (Orphans::Remove, _) => "returns to what was there before, once this revision has converged",
     }
 }

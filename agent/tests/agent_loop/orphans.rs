@@ -108,14 +108,15 @@ fn what_is_reaped_returns_to_what_was_there_before_the_policy() {
 
 #[test]
 fn what_cannot_be_given_back_is_left_with_the_reason() {
-    let (policies, agent) = world(ALL);
+    let rest = "[kernel_module.usb-storage]\nstate = \"blocked\"\n";
+    let (policies, agent) = world(&format!("{ALL}{rest}"));
     write(&agent.at("/etc/sub/theirs"), "not ours\n");
     std::fs::remove_dir_all(agent.settings().paths.state.join("backup")).unwrap();
     std::fs::create_dir(agent.settings().paths.state.join("backup")).unwrap();
     let commit = policies.commit("bob", "[policy]\nname = \"acme\"\norphans = \"remove\"\n");
     in_force(&agent, &commit);
     let status = agent.wait("the rest to be left", |status| {
-        status.n_orphans == 2 && status.orphans.iter().all(|orphan| !orphan.note.is_empty())
+        status.n_orphans == 3 && status.orphans.iter().all(|orphan| !orphan.note.is_empty())
     });
     let notes: Vec<String> =
         status.orphans.iter().map(|orphan| format!("{}: {}", orphan.resource, orphan.note)).collect();
@@ -124,6 +125,8 @@ fn what_cannot_be_given_back_is_left_with_the_reason() {
         "{notes:?}"
     );
     assert_eq!(notes[1], "file[/etc/motd]: the backup of what was there before was dropped: it is left as it is");
+    assert_eq!(notes[2], "kernel_module[usb_storage]: it stays as it is until the next boot, and its file is removed");
+    assert!(!agent.at("/etc/modprobe.d/60-rekindle-usb_storage.conf").exists());
     assert_eq!(std::fs::read_to_string(agent.at("/etc/motd")).unwrap(), "ours\n");
 }
 
