@@ -276,7 +276,10 @@ fn rare_mistakes() {
             (&setting("format = 'block'\ncomment = ''\nlines = ['a']"), &["value"]),
             (&setting("format = 'ini'\nabsent = { s = 'a' }"), &["type"]),
             (&setting("format = 'ini'\nvalues = { 'a]' = { b = 1 } }"), &["name"]),
-            ("[file.'/etc/x']\ntemplate = 'templates/empty.j2'\n", &["empty"]),
+            (
+                "[file.'/etc/x']\ntemplate = 'templates/empty.j2'\n[file.'/etc/y']\nsource = 'files/empty'\n",
+                &["empty", "empty"],
+            ),
             ("[command.x]\nrun = ['/bin/a']\ncreates = '/x'\nenv = { A = \"\\u0000\" }\n", &["value"]),
             (&format!("[sweep.x]\nunder = ['/usr']\nexcept = [{names}]\nmatch = {{ setuid = true }}\n"), &["value"]),
             (&format!("[sweep.x]\nunder = ['/usr']\nmatch = {{ setuid = true }}\nexcept = [\n{many}]\n"), &["value"]),

@@ -19,6 +19,7 @@ const FILES: &[(&str, &str)] = &[
     ("templates/ok.j2", "{{ facts.os }}\n"),
     ("templates/unknown.j2", "first\n{{ vars.prot }}\n"),
     ("templates/empty.j2", "{% if false %}x{% endif %}"),
+    ("files/empty", ""),
     ("templates/syntax.j2", "{% if %}\n"),
     ("templates/include.j2", "{% include 'templates/unknown.j2' %}\n"),
     ("templates/missing.j2", "{% include '../../etc/passwd' %}\n"),

@@ -340,6 +340,7 @@ impl<'a, 'v> Reader<'a, 'v> {
             "secret" => self.secret(&text).map(|bytes| self.engine.secrets().conceal(&bytes)),
             "source" => {
                 let bytes = self.policy_file(&text, "source")?;
+                self.warn_if_empty(bytes, &text);
                 Ok(self.shared.source(text.text, bytes))
             }
             _ => {
@@ -352,16 +353,20 @@ impl<'a, 'v> Reader<'a, 'v> {
                     Rendered::Plain(rendered) => rendered,
                     Rendered::Secret(content) => return Ok(content),
                 };
-                if rendered.is_empty() && self.fields.boolean("allow_empty") != Some(true) {
-                    let title = format!("the template `{}` renders to nothing", text.text);
-                    self.out.push(
-                        Diagnostic::warning("empty", title)
-                            .at(text.place, format!("where `{}` has content, it is not emptied", self.id))
-                            .hint("if that is meant, write `allow_empty = true`"),
-                    );
-                }
+                self.warn_if_empty(&rendered, &text);
                 Ok(self.shared.content(&rendered))
             }
+        }
+    }
+
+    fn warn_if_empty(&mut self, content: &[u8], from: &Text<'v>) {
+        if content.is_empty() && self.fields.boolean("allow_empty") != Some(true) {
+            let title = format!("nothing comes out of `{}`", from.text);
+            self.out.push(
+                Diagnostic::warning("empty", title)
+                    .at(from.place.clone(), format!("where `{}` has content, it is not emptied", self.id))
+                    .hint("if that is meant, write `allow_empty = true`"),
+            );
         }
     }
 
