@@ -106,6 +106,7 @@ fn until_none_is_found(mut look: impl FnMut() -> usize) {
 pub(super) fn kill_found(mark: &[u8]) -> usize {
     let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
     let mut n_killed = 0;
+    let mut killed = Vec::new();
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
@@ -116,6 +117,14 @@ pub(super) fn kill_found(mark: &[u8]) -> usize {
             && rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).is_ok()
         {
             n_killed += 1;
+            killed.push(process);
+        }
+    }
+    // Until they have ended they would be found again.
+    for process in killed {
+        let timeout = PollTimeout::try_from(INTERVAL).unwrap_or(PollTimeout::MAX);
+        if let Err(error) = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], timeout) {
+            tracing::debug!(%error, "cannot wait for a process");
         }
     }
     n_killed
