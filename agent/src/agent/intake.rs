@@ -14,7 +14,7 @@ use crate::host;
 use crate::policy::compile::Inputs;
 use crate::policy::facts::HostView;
 use crate::policy::secret::Secrets;
-use crate::resource::{Desired, Resource, ResourceId, UnitName, chain};
+use crate::resource::{Desired, Resource, ResourceId, UnitName, chain, directory};
 use crate::spool::{CourierState, Event as AlertEvent, FetchResult, ReimageReply};
 use crate::watch::{Interest, MOUNTS, SharedPath};
 
@@ -80,9 +80,14 @@ impl Worker {
             self.record.note_trouble(&error);
         }
         let (interests, units) = self.interests(&in_force);
-        let needs_scans = |resource: &&Resource| matches!(&resource.desired, Desired::Directory(d) if d.needs_scans());
-        let scanned = in_force.state.resources().iter().filter(needs_scans).map(|resource| resource.id.clone());
-        self.shared.status().scanned_trees = scanned.collect();
+        let those = |needs_scans: fn(&directory::Desired) -> bool| {
+            let is_one = |resource: &&Resource| matches!(&resource.desired, Desired::Directory(d) if needs_scans(d));
+            in_force.state.resources().iter().filter(is_one).map(|resource| resource.id.clone()).collect()
+        };
+        let (scanned, purged) = (those(directory::Desired::needs_scans), those(directory::Desired::purges_by_scans));
+        let mut status = self.shared.status();
+        (status.scanned_trees, status.scanned_strays) = (scanned, purged);
+        drop(status);
         if self.revisions.settled.as_ref() == Some(&revision) {
             self.declare_files(&in_force);
         } else {

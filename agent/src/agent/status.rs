@@ -56,6 +56,10 @@ pub struct Status {
     /// scans find what differs there.
     #[serde(default)]
     pub scanned_trees: Vec<ResourceId>,
+    /// Directories whose recursive purge keeps things by name, wherever they are: full scans find what comes beside those in a
+    /// directory that nobody declares.
+    #[serde(default)]
+    pub scanned_strays: Vec<ResourceId>,
     /// What the agent does right now; empty when idle.
     pub activity: String,
     /// The last run.
@@ -275,6 +279,7 @@ impl Status {
             watches: WatchCounts::default(),
             n_guarded: 0,
             scanned_trees: Vec::new(),
+            scanned_strays: Vec::new(),
             activity: String::new(),
             last_run: None,
             verified: None,

@@ -168,6 +168,11 @@ fn show(status: &Status, out: &mut Out) -> Result<(), CliError> {
     for resource in &status.scanned_trees {
         out.line(format_args!("scanning   {resource}: owners and modes in subdirectories, with full scans only"))?;
     }
+    for resource in &status.scanned_strays {
+        out.line(format_args!(
+            "scanning   {resource}: undeclared directories that hold something kept, with full scans only"
+        ))?;
+    }
     if !status.activity.is_empty() {
         out.line(format_args!("now        {}", status.activity))?;
     }

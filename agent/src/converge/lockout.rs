@@ -27,7 +27,6 @@ use crate::host::exec::view::{Becomes, Candidate};
 use crate::host::root::{Permissions, Root};
 use crate::policy::{LockOut, Revision};
 use crate::record::Record;
-use crate::resource::directory::{Judge, Judgement};
 use crate::resource::{
     self, AbsPath, Content, Desired, Ensure, Mode, Observation, Observed, Resource, ResourceId, Sighting, Snapshot,
     UnitName, chain, service, user,
@@ -304,14 +303,15 @@ impl After {
                 }
             }
             (Desired::Directory(directory), Observed::Directory(Observation::Present(_))) => {
-                if let Some(rules) =
-                    directory.rules().filter(|_| resource::purges(&resource.desired, sighting).is_some())
-                {
-                    let mut judge = Judge::new(&directory.path, rules, Timestamp::now());
-                    for path in base.paths_beneath(&directory.path) {
-                        if is_purged(base.root, &directory.path, &path, &mut judge) {
-                            self.files.insert(path, None);
-                        }
+                if resource::purges(&resource.desired, sighting).is_some() {
+                    let paths = base.paths_beneath(&directory.path);
+                    let walked = resource::directory::each_purged(base.root, directory, &mut |purged| {
+                        let gone = paths.iter().filter(|path| Path::new(path).starts_with(purged));
+                        self.files.extend(gone.map(|path| (path.clone(), None)));
+                    });
+                    if let Err(error) = walked {
+                        // The step itself will end there, and say so.
+                        tracing::debug!(path = %directory.path, error = %chain(&error), "cannot look at all that is purged");
                     }
                 }
             }
@@ -371,21 +371,6 @@ impl After {
             self.accounts = Some(shadow::parse(&text(passwd), &text(shadow), &text(group)));
         }
     }
-}
-
-/// Whether a purge of a directory removes a path beneath it.
-fn is_purged(root: &Root, directory: &AbsPath, path: &str, judge: &mut Judge<'_>) -> bool {
-    let Some(relative) = path.strip_prefix(&format!("{directory}/")) else { return false };
-    let ends = relative.match_indices('/').map(|(at, _)| at).chain([relative.len()]);
-    for part in ends.filter_map(|end| relative.get(..end)) {
-        let metadata = directory.join(part).ok().and_then(|path| root.metadata(&path).ok().flatten());
-        match metadata.map(|metadata| judge.purge(Path::new(part), &metadata)) {
-            Some(Judgement::Undeclared) => return true,
-            Some(Judgement::Enter | Judgement::Ruled) => {}
-            Some(Judgement::Pass) | None => return false,
-        }
-    }
-    false
 }
 
 /// The files of a host, each read once.

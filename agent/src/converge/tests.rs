@@ -4,6 +4,7 @@ mod attributes;
 mod confirm;
 mod debts;
 mod faults;
+mod kept;
 mod kind_laws;
 mod labels;
 mod laws;

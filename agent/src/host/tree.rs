@@ -208,27 +208,38 @@ pub struct Extent {
 
 /// Measures what is at a name, all that is beneath it included.
 pub fn measure(entry: &Entry<'_>) -> Result<Extent, WalkError> {
+    measure_until(entry, &mut |_| false).map(Option::unwrap_or_default)
+}
+
+/// Measures what is at a name, unless something beneath it is found, which ends it: `is_found` gets whole paths, that of the
+/// entry included.
+pub fn measure_until(entry: &Entry<'_>, is_found: &mut dyn FnMut(&Path) -> bool) -> Result<Option<Extent>, WalkError> {
+    let mut has_found = false;
     let mut extent = Extent { n_entries: 1, n_bytes: 0, has_mount: entry.metadata.is_mount };
     match entry.metadata.file_type {
         FileType::File => extent.n_bytes = entry.metadata.size,
         FileType::Directory if !extent.has_mount => {
             let failed = |source| WalkError { operation: "enter", path: entry.path.to_path_buf(), source };
             if let Some(top) = enter(entry.dir, entry.name, ResolveFlags::NO_XDEV).map_err(failed)? {
-                walk_in(top, &mut |step| {
-                    if let Step::Entry(Entry { metadata, .. }) = step {
-                        extent.n_entries += 1;
-                        extent.has_mount |= metadata.is_mount;
-                        if metadata.file_type == FileType::File {
-                            extent.n_bytes = extent.n_bytes.saturating_add(metadata.size);
-                        }
+                let walked = walk_in(top, &mut |step| {
+                    let Step::Entry(Entry { metadata, path, .. }) = step else { return Ok(Next::Enter) };
+                    if is_found(&entry.path.join(path)) {
+                        has_found = true;
+                        return Ok(Next::Stop);
+                    }
+                    extent.n_entries += 1;
+                    extent.has_mount |= metadata.is_mount;
+                    if metadata.file_type == FileType::File {
+                        extent.n_bytes = extent.n_bytes.saturating_add(metadata.size);
                     }
                     Ok(Next::Enter)
-                })?;
+                });
+                walked.map_err(|error| WalkError { path: entry.path.join(&error.path), ..error })?;
             }
         }
         FileType::Directory | FileType::Symlink | FileType::Special => {}
     }
-    Ok(extent)
+    Ok((!has_found).then_some(extent))
 }
 
 /// Removes a directory of the agent's own with everything in it, but nothing that is mounted there, which is an error.

@@ -4,6 +4,7 @@
 //! `recurse` everything beneath has one owner. Each is one resource, whatever the size of the tree. A directory that is to be
 //! absent is only removed when it is empty. Something else at the path is kept as a backup and replaced.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use super::place::{self, Node, Ownership};
 use super::{AbsPath, Action, ApplyError, Change, Drift, Ensure, Names, Observation, Verdict};
 use crate::host::attic::Batch;
 use crate::host::root::Root;
+use crate::host::tree::{Next, WalkError};
 
 mod beneath;
 mod rules;
@@ -68,6 +70,14 @@ impl Desired {
     /// Whether some changes beneath it are announced by no event: `recurse` has no watches of its own in subdirectories.
     pub fn needs_scans(&self) -> bool {
         self.rules().is_some_and(|rules| rules.recurse.is_some())
+    }
+
+    /// Whether something that nobody declares may come beneath it without an event: a directory that stays because of what is
+    /// kept in it is watched only where the policy names it.
+    pub fn purges_by_scans(&self) -> bool {
+        self.rules()
+            .and_then(|rules| rules.purge.as_ref())
+            .is_some_and(|purge| purge.depth == Depth::Recursive && purge.keeps_anywhere())
     }
 }
 
@@ -135,6 +145,17 @@ pub fn purges(observation: &Observation<Observed>) -> bool {
         Observation::Present(observed) => observed.beneath.n_undeclared > 0,
         Observation::Absent | Observation::Unknown(_) => false,
     }
+}
+
+/// Shows the whole path of each thing that a purge would remove now, directories that go whole once.
+pub fn each_purged(root: &Root, desired: &Desired, visit: &mut dyn FnMut(&Path)) -> Result<(), WalkError> {
+    let Some(rules) = desired.rules() else { return Ok(()) };
+    beneath::each_undeclared(root, &desired.path, rules, Timestamp::now(), &mut |entry, extent| {
+        if !extent.has_mount {
+            visit(&desired.path.as_path().join(entry.path));
+        }
+        Ok(Next::Pass)
+    })
 }
 
 /// Moves what nobody declares into a batch.

@@ -28,7 +28,7 @@ pub(super) fn purged(path: &str, depth: Depth, keep: &[&str], declared: &[&str])
 }
 
 /// Converges, and returns what was changed, line by line.
-fn repaired(world: &mut World, desired: &DesiredState) -> Vec<String> {
+pub(super) fn repaired(world: &mut World, desired: &DesiredState) -> Vec<String> {
     let report = world.converge(desired);
     let Outcome::Changed { changes, .. } = &report.resources[0].outcome else { panic!("{report:?}") };
     let mut text = String::new();
@@ -36,7 +36,7 @@ fn repaired(world: &mut World, desired: &DesiredState) -> Vec<String> {
     text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
-fn names(world: &World, path: &str) -> Vec<String> {
+pub(super) fn names(world: &World, path: &str) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(world.path(path))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
@@ -46,7 +46,7 @@ fn names(world: &World, path: &str) -> Vec<String> {
 }
 
 /// What is kept: the path that it had, and its content.
-fn attic(world: &World) -> Vec<(String, PathBuf)> {
+pub(super) fn attic(world: &World) -> Vec<(String, PathBuf)> {
     let mut kept = Vec::new();
     let Ok(batches) = std::fs::read_dir(world.state.path().join("attic")) else { return kept };
     for batch in batches {
@@ -261,6 +261,46 @@ fn whose_everything_is_follows_no_link_and_spares_what_is_declared() {
     assert_eq!(look("/srv/outside").0, 0);
 }
 
+#[test]
+fn the_root_of_what_is_mounted_beneath_is_nobody_elses_to_rule() {
+    if !as_root() || !super::faults::with_own_mounts() {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let mut world = World::new();
+    for path in ["m/x", "sub/g"] {
+        world.write(&format!("/srv/r/{path}"), "");
+    }
+    super::paths::chmod(&world, "/srv/r", 0o750);
+    let mount = world.path("/srv/r/m");
+    super::faults::run("mount", &["-t", "tmpfs", "-o", "mode=1777", "none", super::faults::text(&mount)]);
+    let one = world.path("/srv/r/sub/g");
+    super::faults::run("mount", &["--bind", super::faults::text(&one), super::faults::text(&one)]);
+    let directory_mode = Some(Permission::from_bits(0o750));
+    let rule = Recurse {
+        owner: Some(Principal::Id(65534)),
+        group: Some(Principal::Id(4)),
+        directory_mode,
+        ..Recurse::default()
+    };
+    let desired = desired(vec![ruled("/srv/r", None, Some(rule), &[])]);
+    let plan = world.plan(&desired).to_text();
+    assert!(
+        plan.contains("recurse sub: ") && !plan.contains("recurse m: ") && !plan.contains("recurse sub/g"),
+        "{plan}"
+    );
+    assert!(world.converge(&desired).converged());
+    let look = |path: &Path| {
+        let metadata = std::fs::symlink_metadata(path).unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+    };
+    assert_eq!(look(&mount), (0, 0, 0o1777));
+    assert_eq!(look(&one), (0, 0, 0o644));
+    assert!(world.plan(&desired).is_empty());
+    super::faults::unmount(&one);
+    super::faults::unmount(&mount);
+}
+
 /// Bytes that this process holds in memory at most since it started.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -297,6 +337,9 @@ fn a_hundred_thousand_entries_take_no_more_memory_than_a_few() {
     assert!(world.converge(&desired(vec![a_directory("/w"), a_file("/f", "content")])).converged());
     let before = peak();
     assert!(world.converge(&desired(vec![tree()])).converged());
+    // Each of the directories holds something that is kept, and everything else in it is judged by itself.
+    let report = world.converge(&desired(vec![purged("/t", Depth::Recursive, &["999"], &[])]));
+    assert_eq!(explain(&report), "99900 entries would be removed, more than the purge_limit of 1000");
     let grown = peak().saturating_sub(before);
     assert!(grown < 4 * 1024 * 1024, "{grown} bytes");
     let plan = world.plan(&desired(vec![tree()]));

@@ -54,7 +54,10 @@ pub(in crate::policy) fn declare(resources: &mut [Resource]) {
             inner: Box::default(),
         };
         if rules.purge.as_ref().is_some_and(|purge| purge.depth == directory::Depth::Recursive) {
-            rules.declared.inner = inner(&rules.declared, beneath(&directories, &prefix), &prefix);
+            let kept = rules.purge.iter().flat_map(directory::Purge::directories);
+            // A policy is text, and so are its patterns.
+            let kept = kept.filter_map(|path| AbsPath::new(&format!("{prefix}{}", str::from_utf8(path).ok()?)).ok());
+            rules.declared.inner = inner(&rules.declared, beneath(&directories, &prefix), kept, &prefix);
         }
     }
 }
@@ -85,8 +88,14 @@ fn beneath<'p>(sorted: &'p [Arc<str>], prefix: &str) -> &'p [Arc<str>] {
     rest.get(..n).unwrap_or_default()
 }
 
-/// The directories beneath in which the rule holds as well: those that are declared, and those above something declared.
-fn inner(declared: &directory::Declared, directories: &[Arc<str>], prefix: &str) -> Box<[AbsPath]> {
+/// The directories beneath in which the rule holds as well: those that are declared, those above something declared, and those
+/// that stay because they are named on the way to something that is kept.
+fn inner(
+    declared: &directory::Declared,
+    directories: &[Arc<str>],
+    kept: impl Iterator<Item = AbsPath>,
+    prefix: &str,
+) -> Box<[AbsPath]> {
     let mut inner: BTreeSet<AbsPath> = directories.iter().filter_map(|path| AbsPath::from_shared(path).ok()).collect();
     for path in &declared.paths {
         let mut above = AbsPath::from_shared(path).ok().and_then(|path| path.parent());
@@ -100,6 +109,7 @@ fn inner(declared: &directory::Declared, directories: &[Arc<str>], prefix: &str)
             }
         }
     }
+    inner.extend(kept);
     let decides_itself =
         |path: &AbsPath| declared.with_purge.iter().any(|own| path.as_path().starts_with(std::path::Path::new(&**own)));
     inner.into_iter().filter(|path| !decides_itself(path)).collect()

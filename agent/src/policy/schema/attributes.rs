@@ -97,8 +97,8 @@ const DIRECTORY: &[Attribute] = &[
     attribute(
         "keep",
         Shape::Texts,
-        "What a purge leaves alone: names and patterns of names, or with a slash of paths from the directory. `*` and `?` match \
-         within a name, `**` any number of directories.",
+        "What a purge leaves alone, with everything in it and the directories above it: names and patterns of names at any depth, \
+         or with a slash of paths from the directory. `*` and `?` match within a name, `**` any number of directories.",
     ),
     attribute(
         "purge_limit",

@@ -65,9 +65,55 @@ fn purge(root: &Root, path: &AbsPath, rules: &Rules, now: Timestamp, beneath: &m
     })
 }
 
-/// Shows each entry that nobody declares, with how much it is: to the look and to the removal, so that both mean the same. The
-/// answer says whether to go on.
-fn each_undeclared(
+/// What becomes of an entry, by the rule about what may be there and by what is in it.
+enum Fate {
+    /// It is undeclared, and nothing in it is kept. It goes whole, unless something is mounted in it.
+    Undeclared(Extent),
+    /// It stays. What is in it has fates of its own.
+    Enter,
+    /// It stays, with everything in it.
+    Pass,
+}
+
+/// A walk that tells the fate of what it comes by.
+struct Purging<'a> {
+    judge: Judge<'a>,
+    /// What was last found to be kept in an undeclared directory. On the way to it nobody need look ahead again, so that in
+    /// directories inside each other each entry is looked at a few times at most.
+    kept: PathBuf,
+}
+
+impl<'a> Purging<'a> {
+    fn new(path: &AbsPath, rules: &'a Rules, now: Timestamp) -> Self {
+        Self { judge: Judge::new(path, rules, now), kept: PathBuf::new() }
+    }
+
+    fn fate(&mut self, entry: &Entry<'_>) -> Result<Fate, WalkError> {
+        match self.judge.purge(entry.path, entry.metadata) {
+            Judgement::Enter => return Ok(Fate::Enter),
+            Judgement::Pass | Judgement::Ruled => return Ok(Fate::Pass),
+            Judgement::Undeclared => {}
+        }
+        // The walk shows what is in a directory right after it: what starts with its path is in it.
+        if self.kept.starts_with(entry.path) {
+            return Ok(Fate::Enter);
+        }
+        let Self { judge, kept } = self;
+        let extent = tree::measure_until(entry, &mut |path| {
+            let is_kept = judge.keeps(path);
+            if is_kept {
+                path.clone_into(kept);
+            }
+            is_kept
+        })?;
+        Ok(extent.map_or(Fate::Enter, Fate::Undeclared))
+    }
+}
+
+/// Shows what nobody declares and nothing keeps, with everything in it, in the order of the file system: directories whole where
+/// all of it goes, and where something in one is kept or declared what else is in it. What has something mounted in it is shown as
+/// well.
+pub(super) fn each_undeclared(
     root: &Root,
     path: &AbsPath,
     rules: &Rules,
@@ -78,13 +124,13 @@ fn each_undeclared(
         return Ok(());
     }
     check_real_path(root, path)?;
-    let mut judge = Judge::new(path, rules, now);
+    let mut purging = Purging::new(path, rules, now);
     tree::walk(root, path, &mut |step| {
         let Step::Entry(entry) = step else { return Ok(Next::Enter) };
-        match judge.purge(entry.path, entry.metadata) {
-            Judgement::Enter => Ok(Next::Enter),
-            Judgement::Pass | Judgement::Ruled => Ok(Next::Pass),
-            Judgement::Undeclared => visit(entry, tree::measure(entry)?),
+        match purging.fate(entry)? {
+            Fate::Enter => Ok(Next::Enter),
+            Fate::Pass => Ok(Next::Pass),
+            Fate::Undeclared(extent) => visit(entry, extent),
         }
     })
     .map(drop)
@@ -154,14 +200,14 @@ fn each_ruled(
     visit: &mut dyn FnMut(&Entry<'_>, Ruling) -> Result<(), WalkError>,
 ) -> Result<(), WalkError> {
     let Some(recurse) = &rules.recurse else { return Ok(()) };
-    let mut judge = Judge::new(path, rules, now);
+    let mut purging = Purging::new(path, rules, now);
     tree::walk(root, path, &mut |step| {
         let Step::Entry(entry) = step else { return Ok(Next::Enter) };
         // What is about to go need not become anybody's first.
-        if judge.purge(entry.path, entry.metadata) == Judgement::Undeclared {
+        if matches!(purging.fate(entry)?, Fate::Undeclared(_)) {
             return Ok(Next::Pass);
         }
-        match judge.recurse(entry.path, entry.metadata) {
+        match purging.judge.recurse(entry.path, entry.metadata) {
             Judgement::Pass | Judgement::Undeclared => return Ok(Next::Pass),
             Judgement::Enter => return Ok(Next::Enter),
             Judgement::Ruled => {}

@@ -32,7 +32,8 @@ pub struct Rules {
 pub struct Purge {
     /// How far down.
     pub depth: Depth,
-    /// Patterns of what stays: of names, or with a slash in it of paths from the directory.
+    /// Patterns of what stays, with everything in it and the directories above it: of names at any depth, or with a slash of
+    /// paths from the directory.
     pub keep: Box<[Box<str>]>,
     /// Most entries that are removed in one step, all that is in removed directories included.
     pub limit: u64,
@@ -89,7 +90,7 @@ enum Says {
 /// What is to be done about an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// Nobody declares it: it goes.
+    /// Nobody declares it: it goes, unless it is a directory and something in it is [kept](Judge::keeps).
     Undeclared,
     /// Its owner, group and mode are the rule's.
     Ruled,
@@ -140,9 +141,20 @@ impl<'a> Judge<'a> {
             }
             (Says::Declared | Says::Above, Depth::Recursive) => Judgement::Enter,
             (Says::Nothing, Depth::Entries) if metadata.file_type == FileType::Directory => Judgement::Pass,
+            // What is kept there may be about to come, as what is declared may.
+            (Says::Nothing, Depth::Recursive)
+                if metadata.file_type == FileType::Directory && purge.directories().any(|path| path == relative) =>
+            {
+                Judgement::Enter
+            }
             (Says::Nothing, _) if is_leftover(name, metadata) && self.is_fresh(metadata) => Judgement::Pass,
             (Says::Nothing, _) => Judgement::Undeclared,
         }
+    }
+
+    /// Whether a pattern of the purge matches a path, or its name.
+    pub fn keeps(&self, path: &Path) -> bool {
+        self.rules.purge.as_ref().is_some_and(|purge| purge.keeps(path.as_os_str().as_bytes()))
     }
 
     /// Judges by the rule about whose it is.
@@ -150,6 +162,10 @@ impl<'a> Judge<'a> {
         let relative = path.as_os_str().as_bytes();
         let name = name_of(relative);
         if self.rules.recurse.is_none() || is_store(name, metadata) || is_temporary(OsStr::from_bytes(name)) {
+            return Judgement::Pass;
+        }
+        // The root of what is mounted there is another file system's, and is looked after where that is.
+        if metadata.is_mount {
             return Judgement::Pass;
         }
         match (self.says(relative), metadata.file_type) {
@@ -192,6 +208,24 @@ impl Purge {
             wildmatch(pattern.as_bytes().as_bstr(), text.as_bstr(), wildmatch::Mode::NO_MATCH_SLASH_LITERAL)
         })
     }
+
+    /// The directories that patterns lead through and name without a wildcard, as paths from the directory.
+    pub fn directories(&self) -> impl Iterator<Item = &[u8]> {
+        self.keep.iter().flat_map(|pattern| {
+            let above = pattern.match_indices('/').filter_map(|(at, _)| pattern.get(..at));
+            above.take_while(|path| !is_wild(path)).map(str::as_bytes)
+        })
+    }
+
+    /// Whether something may be kept in a directory that nobody names.
+    pub fn keeps_anywhere(&self) -> bool {
+        self.keep.iter().any(|pattern| pattern.rsplit_once('/').is_none_or(|(above, _)| is_wild(above)))
+    }
+}
+
+/// Whether a pattern may match something that it does not spell.
+fn is_wild(pattern: &str) -> bool {
+    pattern.contains(['*', '?', '[', '\\'])
 }
 
 fn holds(paths: &[Arc<str>], whole: &[u8]) -> bool {
@@ -318,7 +352,7 @@ mod tests {
 
     #[test]
     fn what_is_declared_or_above_it_stays() {
-        let rules = rules(Depth::Recursive, &["README", "*.local", "cache/**", "sub/*/kept"]);
+        let rules = rules(Depth::Recursive, &["README", "*.local", "cache/**", "sub/*/kept", "x/y/*.db"]);
         let check = |path: &str, file_type, expected| {
             assert_eq!(judge(&rules, path.as_bytes(), &metadata(file_type)), expected, "{path}");
         };
@@ -339,6 +373,15 @@ mod tests {
         check("sub/README", File, Pass);
         check("x.local", Symlink, Pass);
         check("cache/deep/x", File, Pass);
+        // What a path leads through stays, as directories and without being there for anything else.
+        check("cache", Directory, Enter);
+        check("cache", File, Undeclared);
+        check("x", Directory, Enter);
+        check("x/y", Directory, Enter);
+        check("x/y/1.db", File, Pass);
+        check("x/y/1.db", Directory, Pass);
+        check("x/y/z/1.db", File, Undeclared);
+        check("x/z", Directory, Undeclared);
         check("socket", Special, Undeclared);
         check(".rekindle-stage", File, Undeclared);
         let uid = crate::host::current_ids().0;
@@ -401,6 +444,10 @@ mod tests {
         assert_eq!(judge("sub", Directory), Judgement::Ruled);
         assert_eq!(judge("other", File), Judgement::Ruled);
         assert_eq!(judge("other", Symlink), Judgement::Pass);
+        let mounted = Metadata { is_mount: true, ..metadata(Directory) };
+        let now = jiff::Timestamp::from_nanosecond(NOW_NS).unwrap();
+        let mut judge = Judge::new(&AbsPath::new("/d").unwrap(), &rules, now);
+        assert_eq!(judge.recurse(Path::new("other"), &mounted), Judgement::Pass);
     }
 
     #[test]
