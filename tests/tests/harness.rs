@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rekindle_tests::{AptRepository, Authority, GitServer, Invocation, Machine, Receiver, Signature, TestPackage};
+use rekindle_tests::{
+    AptRepository, Authority, GitServer, Invocation, Machine, Receiver, Signature, TestPackage, wait_for,
+};
 
 #[test]
 fn a_machine_boots_runs_programs_and_is_born_anew() -> Result<()> {
@@ -85,8 +87,11 @@ fn git_is_served_over_https_with_signed_commits() -> Result<()> {
     git.force_push(&first)?;
     ensure!(git.head()? == first);
     git.stop();
-    let down = Invocation::new("curl").args(["--silent", "--insecure", &git.url()]).output()?;
-    ensure!(down.code == Some(7), "the connection is refused, not {down:?}");
+    // The server's workers end a moment after it.
+    wait_for("the connection to be refused", Duration::from_secs(10), || {
+        let down = Invocation::new("curl").args(["--silent", "--insecure", &git.url()]).output()?;
+        Ok((down.code == Some(7)).then_some(()))
+    })?;
     git.resume()
 }
 
