@@ -12,22 +12,46 @@ use std::path::{Component, Path, PathBuf};
 use tar::EntryType;
 use tempfile::TempDir;
 
+use crate::resource::directory::shown;
+
 /// Most bytes of all files together.
 const MAX_BYTES: u64 = 1024 * 1024 * 1024;
 /// Most entries.
 const MAX_ENTRIES: usize = 500_000;
 
+/// A tar is made of blocks of this size.
+const BLOCK: u64 = 512;
+/// Where in the first of an entry its sum is.
+const SUM: std::ops::Range<usize> = 148..156;
+
 /// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SnapshotError {
     /// It cannot be read, or is no tar.
-    #[error("cannot read the snapshot `{}`", path.display())]
+    #[error("cannot read the snapshot `{}`", shown(path))]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// It is compressed.
+    #[error(
+        "the snapshot `{0}` is compressed with {with}, and is read as it is\nhint: `{with} -dc {0} > host.tar`, and give `host.tar`",
+        shown(path)
+    )]
+    Compressed {
+        /// Which.
+        path: PathBuf,
+        /// By which program.
+        with: &'static str,
+    },
+    /// It is something else.
+    #[error("the snapshot `{}` is no tar archive", shown(path))]
+    NoTar {
+        /// Which.
+        path: PathBuf,
     },
     /// A name that would lead out of the tree.
     #[error("the snapshot holds `{name}`, which would lead out of it")]
@@ -42,7 +66,7 @@ pub(crate) enum SnapshotError {
         limit: String,
     },
     /// Something could not be unpacked.
-    #[error("cannot unpack `{}` of the snapshot", name.display())]
+    #[error("cannot unpack `{}` of the snapshot", shown(name))]
     Unpack {
         /// What.
         name: PathBuf,
@@ -54,15 +78,22 @@ pub(crate) enum SnapshotError {
 
 /// Unpacks a snapshot into a directory of its own. Owners are kept where that is permitted, which is for root.
 pub(crate) fn unpack(snapshot: &Path) -> Result<TempDir, SnapshotError> {
-    let unreadable = |source| SnapshotError::Read { path: snapshot.to_path_buf(), source };
-    let file = File::open(snapshot).map_err(unreadable)?;
+    let unreadable = |source: io::Error| {
+        // The library quotes what it cannot read, whatever bytes those are.
+        let source = io::Error::new(source.kind(), shown(Path::new(&source.to_string())));
+        SnapshotError::Read { path: snapshot.to_path_buf(), source }
+    };
+    let mut file = File::open(snapshot).map_err(unreadable)?;
+    let mut start = Vec::new();
+    (&mut file).take(BLOCK).read_to_end(&mut start).map_err(unreadable)?;
+    check_start(snapshot, &start)?;
     let directory = tempfile::Builder::new()
         .prefix("rekindle-snapshot-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .map_err(unreadable)?;
     let as_root = rustix::process::geteuid().is_root();
-    let mut archive = tar::Archive::new(io::BufReader::new(file));
+    let mut archive = tar::Archive::new(io::Cursor::new(start).chain(io::BufReader::new(file)));
     let mut links: Vec<(PathBuf, PathBuf)> = Vec::new();
     let mut modes: Vec<(PathBuf, u32, (u32, u32))> = Vec::new();
     let (mut n_entries, mut n_bytes) = (0_usize, 0_u64);
@@ -138,6 +169,26 @@ pub(crate) fn unpack(snapshot: &Path) -> Result<TempDir, SnapshotError> {
     Ok(directory)
 }
 
+/// Tells by the first block whether it is a tar, and what else it is.
+fn check_start(snapshot: &Path, start: &[u8]) -> Result<(), SnapshotError> {
+    const COMPRESSED: [(&[u8], &str); 5] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ];
+    let path = snapshot.to_path_buf();
+    if let Some((_, with)) = COMPRESSED.into_iter().find(|(magic, _)| start.starts_with(magic)) {
+        return Err(SnapshotError::Compressed { path, with });
+    }
+    let Ok(block) = <[u8; 512]>::try_from(start) else { return Err(SnapshotError::NoTar { path }) };
+    // The sum is made with spaces where it is written itself. A block of nothing but zeros ends an archive.
+    let sum: u32 = block.iter().enumerate().map(|(i, byte)| if SUM.contains(&i) { 32 } else { u32::from(*byte) }).sum();
+    let is_header = tar::Header::from_byte_slice(&block).cksum().is_ok_and(|written| written == sum);
+    if is_header || block.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(SnapshotError::NoTar { path }) }
+}
+
 /// A name as a path beneath the tree, whatever it says of the root.
 fn inside(name: &Path) -> Result<PathBuf, SnapshotError> {
     let mut inside = PathBuf::new();
@@ -146,7 +197,7 @@ fn inside(name: &Path) -> Result<PathBuf, SnapshotError> {
             Component::RootDir | Component::CurDir => {}
             Component::Normal(part) => inside.push(part),
             Component::ParentDir | Component::Prefix(_) => {
-                return Err(SnapshotError::Escapes { name: name.display().to_string() });
+                return Err(SnapshotError::Escapes { name: shown(name) });
             }
         }
     }
@@ -203,6 +254,32 @@ mod tests {
         assert!(!tree.path().join("dev/null").exists());
         let top = std::fs::metadata(tree.path()).unwrap().permissions().mode();
         assert_eq!(top & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn what_is_no_tar_is_said_to_be_what_it_is_and_shows_no_raw_bytes() {
+        let check = |bytes: &[u8], expected: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("host.tgz");
+            std::io::Write::write_all(&mut File::create_new(&path).unwrap(), bytes).unwrap();
+            let error = anyhow::Error::new(unpack(&path).unwrap_err());
+            let text = format!("{error:#}");
+            assert!(text.contains(expected), "{text}");
+            assert!(!text.replace("\nhint: ", "").contains(char::is_control), "{text:?}");
+        };
+        check(b"\x1f\x8b\x08\0\x1b[2J", "is compressed with gzip, and is read as it is\nhint: `gzip -dc ");
+        check(b"\xfd7zXZ\0\0\x04", "is compressed with xz");
+        check(b"\x28\xb5\x2f\xfd\0", "is compressed with zstd");
+        check(b"", "is no tar archive");
+        check(&b"\x1b[2J\x07".repeat(200), "is no tar archive");
+        // The second entry is damaged.
+        let (_dir, good) = snapshot(&[("a", EntryType::Regular, "x"), ("b", EntryType::Regular, "x")]);
+        let mut bytes = std::fs::read(good).unwrap();
+        bytes[1024 + 124..1024 + 136].copy_from_slice(b"\x1b[2J\xff\x07\x1b[31mx");
+        let sum: u32 =
+            bytes[1024..1536].iter().enumerate().map(|(i, b)| if SUM.contains(&i) { 32 } else { u32::from(*b) }).sum();
+        bytes[1024 + 148..1024 + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        check(&bytes, "cannot read the snapshot");
     }
 
     #[test]

@@ -19,7 +19,6 @@ use crate::agent::secrets;
 use crate::agent::trial::{self, Known};
 use crate::config::{self, Paths, Settings};
 use crate::converge::{self, Cause, Memory, Outcome as ResourceOutcome, RunReport, Scope, confirm};
-use crate::host::programs::Programs;
 use crate::host::{self, Host};
 use crate::policy::compile::{Compiled, Inputs, expiring_keys};
 use crate::policy::diagnostic::{Diagnostic, Diagnostics};
@@ -27,7 +26,8 @@ use crate::policy::secret::Secrets;
 use crate::policy::trust::{self, Trust};
 use crate::policy::{DesiredState, Orphans, Revision, candidate};
 use crate::record::{self, Opened, Record, RecordError, RunLock};
-use crate::resource::{Kind, ResourceId, chain};
+use crate::resource::service::{Desired as Service, RunState};
+use crate::resource::{Desired, Kind, Resource, ResourceId, chain};
 use crate::spool::{CourierState, Spool};
 
 /// Arguments of `rekindle check`.
@@ -144,7 +144,18 @@ struct Prepared {
     scope: Scope,
 }
 
-fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, CliError> {
+/// What is going to be done with a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// It is put in its declared state.
+    Converge,
+    /// It is looked at.
+    Look,
+    /// It was captured elsewhere, and is looked at.
+    LookAtCapture,
+}
+
+fn prepare(global: &Global, target: &Target, purpose: Purpose, out: &mut Out) -> Result<Prepared, CliError> {
     let mut settings = settings(global)?;
     if let Some(root) = &target.root {
         let root = std::fs::canonicalize(root).map_err(|e| anyhow::anyhow!("cannot open `{}`: {e}", root.display()))?;
@@ -159,9 +170,19 @@ fn prepare(global: &Global, target: &Target, out: &mut Out) -> Result<Prepared, 
     if let Some(roles) = &target.roles {
         settings.roles.clone_from(roles);
     }
-    let mut host = match &target.root {
-        Some(_) => Host::at(&settings.paths.root)?,
-        None => Host::open(&settings.paths.root)?,
+    let purpose = match (purpose, settings.mode) {
+        (Purpose::Converge, config::Mode::Noop) => Purpose::Look,
+        (purpose, _) => purpose,
+    };
+    let mut host = match (&target.root, purpose) {
+        (Some(_), Purpose::LookAtCapture) => Host::captured(&settings.paths.root)?,
+        (Some(_), Purpose::Converge | Purpose::Look) => Host::at(&settings.paths.root)?,
+        (None, Purpose::Look) if settings.paths.root == Path::new("/") && !rustix::process::geteuid().is_root() => {
+            let note = "note: what only root may read is shown as unknown; run as root, this tells more";
+            drop(writeln!(anstream::stderr(), "{note}"));
+            Host::seen_by_anybody()?
+        }
+        (None, _) => Host::open(&settings.paths.root)?,
     };
     host.programs.set_scratch(&settings.paths.runtime);
     host.programs.set_validation(settings.converge.validate_timeout);
@@ -263,7 +284,7 @@ fn in_force(paths: &Paths, inputs: &Inputs<'_>) -> Result<DesiredState, CliError
 /// Shows what would change.
 pub(super) fn plan(global: &Global, args: &Plan, out: &mut Out) -> Outcome {
     let Some(snapshot) = &args.against else {
-        let prepared = prepare(global, &args.target, out)?;
+        let prepared = prepare(global, &args.target, Purpose::Look, out)?;
         return show_plan(&prepared, out);
     };
     let tree = against::unpack(snapshot)?;
@@ -274,9 +295,17 @@ pub(super) fn plan(global: &Global, args: &Plan, out: &mut Out) -> Outcome {
         ));
     }
     let target = Target { root: Some(tree.path().to_path_buf()), ..args.target.clone() };
-    let mut prepared = prepare(global, &target, out)?;
-    // Nor are its programs anybody's to run: whoever made the snapshot would run them as whoever looks at it.
-    prepared.host.programs = Programs::nowhere("a captured host runs no programs");
+    let mut prepared = prepare(global, &target, Purpose::LookAtCapture, out)?;
+    let is_of_running = |resource: &Resource| {
+        matches!(
+            &resource.desired,
+            Desired::Service(Service { state: Some(RunState::Running | RunState::Stopped), .. })
+        )
+    };
+    if prepared.state.resources().iter().any(is_of_running) {
+        let note = "note: a capture does not tell what runs: of services only what is enabled and masked is compared";
+        drop(writeln!(anstream::stderr(), "{note}"));
+    }
     // A state database that came with the snapshot is nobody's word.
     prepared.settings.paths.state = tree.path().with_extension("no-state");
     show_plan(&prepared, out)
@@ -382,7 +411,8 @@ fn warn_of_agent(prepared: &Prepared, record: &Record) -> Result<(), CliError> {
 
 /// Converges once.
 pub(super) fn apply(global: &Global, args: &Apply, out: &mut Out) -> Outcome {
-    let mut prepared = prepare(global, &args.target, out)?;
+    let purpose = if args.noop { Purpose::Look } else { Purpose::Converge };
+    let mut prepared = prepare(global, &args.target, purpose, out)?;
     if args.noop || prepared.settings.mode == config::Mode::Noop {
         return show_plan(&prepared, out);
     }

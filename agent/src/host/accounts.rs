@@ -14,6 +14,8 @@ pub struct AccountDb {
     pub groups: Vec<GroupEntry>,
     /// How many lines could not be parsed.
     pub n_unparsed: usize,
+    /// Why nobody's password is known, where that is for others to read.
+    pub hashes_unread: Option<String>,
 }
 
 /// A row of /etc/passwd, with its shadow hash.

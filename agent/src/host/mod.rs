@@ -79,6 +79,26 @@ impl Host {
         Ok(Self { root, accounts, packages, units, kernel, programs })
     }
 
+    /// A captured host, unpacked in a directory, to be looked at: no program of it is run, and nothing is changed. Whoever made
+    /// the capture would run its programs as whoever looks at it.
+    pub fn captured(root: &Path) -> io::Result<Self> {
+        Ok(Self {
+            packages: packages::detect_captured(root)?,
+            units: units::detect_captured(root)?,
+            programs: Programs::nowhere("a captured host runs no programs"),
+            ..Self::at(root)?
+        })
+    }
+
+    /// The running host as somebody who is not root sees it, to be looked at: what nobody is named for would be root's, who
+    /// applies a policy, and what only root may read is unknown. The programs that a policy names are for root to run.
+    pub fn seen_by_anybody() -> io::Result<Self> {
+        let mut host = Self::live()?;
+        host.root = host.root.with_owner((0, 0));
+        host.programs = Programs::nowhere("only root runs what a policy names");
+        Ok(host)
+    }
+
     /// A tree of files that is no host. Any user may manage one.
     pub fn sandbox(root: &Path) -> io::Result<Self> {
         let why = "this is a sandbox of files, not a host";

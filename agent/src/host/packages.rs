@@ -128,6 +128,44 @@ pub fn detect(root: &Path) -> Box<dyn PackageManager> {
     }
 }
 
+/// Finds the package database of a captured host, unpacked at `root`: by what a capture holds, which need not be any program.
+pub fn detect_captured(root: &Path) -> std::io::Result<Box<dyn PackageManager>> {
+    let tree = crate::host::root::Root::open(root)?;
+    // Only beneath the capture: a link in it leads nowhere else.
+    let has = |path: &str| AbsPath::new(path).ok().and_then(|path| tree.metadata(&path).ok().flatten()).is_some();
+    if has("/var/lib/dpkg/status") {
+        return Ok(Box::new(Captured(apt::Apt::new(root))));
+    }
+    let family = crate::host::facts::gather(&tree).os_family;
+    let why = if family == "debian" {
+        "the capture has no `var/lib/dpkg/status`".to_owned()
+    } else if has("/var/lib/rpm") || has("/usr/lib/sysimage/rpm") || !family.is_empty() {
+        "the host uses rpm, which this version does not support yet".to_owned()
+    } else {
+        "the capture has neither `var/lib/dpkg/status` nor an os-release that names a system that rekindle knows"
+            .to_owned()
+    };
+    Ok(Box::new(NoPackages::new(why)))
+}
+
+/// The packages of a captured host: read, never changed.
+#[derive(Debug)]
+struct Captured(apt::Apt);
+
+impl PackageManager for Captured {
+    fn read(&self) -> Result<PackageDb, PackageError> {
+        self.0.read()
+    }
+
+    fn transact(&mut self, _transaction: &Transaction) -> Result<(), PackageError> {
+        Err(PackageError::Unsupported { why: "a captured host is only looked at".to_owned() })
+    }
+
+    fn database_paths(&self) -> Vec<PathBuf> {
+        self.0.database_paths()
+    }
+}
+
 /// A host without a package manager that rekindle knows, or a tree that is no host. Everything is refused.
 #[derive(Debug, Clone)]
 pub struct NoPackages {

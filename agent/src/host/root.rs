@@ -53,6 +53,8 @@ pub struct Root {
     path: PathBuf,
     /// What the labels of paths should be, where somebody says so.
     labels: Option<Labels>,
+    /// Whose everything is that nobody is named for.
+    owner: (u32, u32),
 }
 
 /// What a replacement takes over from the file that it replaces, besides its label and `user.*` attributes.
@@ -82,7 +84,20 @@ impl Root {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
-        Ok(Self { dir, path, labels: None })
+        Ok(Self { dir, path, labels: None, owner: super::current_ids() })
+    }
+
+    /// Has it belong to another user and group than this process from now on, whatever nobody is named for.
+    #[must_use]
+    pub fn with_owner(mut self, owner: (u32, u32)) -> Self {
+        self.owner = owner;
+        self
+    }
+
+    /// The user and group whose everything is that nobody is named for: those of this process, which applies a policy, unless
+    /// somebody else is going to.
+    pub fn owner(&self) -> (u32, u32) {
+        self.owner
     }
 
     /// Where it was opened, for messages and for tools that take a root themselves.

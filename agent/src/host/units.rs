@@ -1,5 +1,6 @@
 //! systemd units, over D-Bus.
 
+pub mod captured;
 pub mod fake;
 pub mod systemctl;
 pub mod systemd;
@@ -94,6 +95,14 @@ pub enum UnitError {
         /// Bounded, escaped journal lines.
         journal: String,
     },
+    /// What was captured of a host does not tell.
+    #[error("whether `{unit}` is enabled cannot be told: {why}")]
+    Untold {
+        /// The unit.
+        unit: String,
+        /// Why not.
+        why: String,
+    },
     /// No systemd runs here.
     #[error("services cannot be managed here: {why}")]
     Unsupported {
@@ -137,6 +146,21 @@ impl Units for NoUnits {
     fn daemon_reload(&mut self) -> Result<(), UnitError> {
         Err(UnitError::Unsupported { why: self.why.clone() })
     }
+}
+
+/// Finds what tells of the units of a captured host, unpacked at `root`.
+pub fn detect_captured(root: &Path) -> std::io::Result<Box<dyn Units>> {
+    let tree = crate::host::root::Root::open(root)?;
+    // Only beneath the capture: a link in it leads nowhere else.
+    let has_units = |path: &str| {
+        let path = crate::resource::AbsPath::new(path).ok()?;
+        tree.metadata(&path).ok().flatten().filter(|found| found.file_type == crate::host::root::FileType::Directory)
+    };
+    let is_whole = ["/usr/lib/systemd/system", "/lib/systemd/system"].into_iter().any(|path| has_units(path).is_some());
+    if is_whole {
+        return Ok(Box::new(systemctl::Systemctl::image(root)));
+    }
+    Ok(Box::new(captured::Captured::new(root)?))
 }
 
 /// Finds the service manager of the host or image at `root`.

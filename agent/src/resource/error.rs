@@ -257,6 +257,7 @@ impl ApplyError {
                 UnitError::Connect { .. } => "systemd: cannot reach".to_owned(),
                 UnitError::Call { verb, .. } => format!("systemd {verb}: refused"),
                 UnitError::Job { verb, result, .. } => format!("systemd {verb}: {result}"),
+                UnitError::Untold { .. } => "services: cannot tell".to_owned(),
                 UnitError::Unsupported { .. } => "services: unsupported".to_owned(),
             },
             Self::Exec { .. } => "program: cannot run".to_owned(),

@@ -44,10 +44,12 @@ pub(super) fn absent(path: AbsPath) -> file::Desired {
 pub(super) struct Seen {
     observed: Observation<place::Observed>,
     missing_parents: Vec<AbsPath>,
+    /// Whose it should be.
+    names: Names,
 }
 
-fn names() -> Names {
-    let (uid, gid) = crate::host::current_ids();
+fn names(root: &Root) -> Names {
+    let (uid, gid) = root.owner();
     Names { uid: Some(uid), gid: Some(gid) }
 }
 
@@ -65,7 +67,7 @@ fn observe_one(root: &Root, file: &file::Desired) -> Seen {
             Err(e) => observed = Observation::Unknown(format!("cannot look for the parents of `{}`: {e}", file.path)),
         }
     }
-    Seen { observed, missing_parents }
+    Seen { observed, missing_parents, names: names(root) }
 }
 
 /// How the files of a resource differ.
@@ -82,7 +84,7 @@ pub(super) fn differences(files: &[file::Desired], seen: &[Seen]) -> Differences
     let mut differences = Differences::default();
     for (file, seen) in files.iter().zip(seen) {
         let path = || Some(file.path.to_string());
-        match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
+        match file::diff(file, &seen.observed, seen.names, &seen.missing_parents) {
             Verdict::InSync => {}
             Verdict::Indeterminate(why) => drop(differences.unknown.get_or_insert(why)),
             Verdict::Drift(drift) => match drift.action {
@@ -101,9 +103,9 @@ pub(super) fn differences(files: &[file::Desired], seen: &[Seen]) -> Differences
 /// Puts or removes the files, in their order, and leaves what is as it should be.
 pub(super) fn apply(root: &Root, files: &[file::Desired], seen: &[Seen]) -> Result<(), ApplyError> {
     for (file, seen) in files.iter().zip(seen) {
-        match file::diff(file, &seen.observed, names(), &seen.missing_parents) {
+        match file::diff(file, &seen.observed, seen.names, &seen.missing_parents) {
             Verdict::InSync => {}
-            Verdict::Drift(_) | Verdict::Indeterminate(_) => file::apply(root, file, &seen.observed, names())?,
+            Verdict::Drift(_) | Verdict::Indeterminate(_) => file::apply(root, file, &seen.observed, seen.names)?,
         }
     }
     Ok(())

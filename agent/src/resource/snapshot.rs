@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::place::Ownership;
 use super::sysctl::Assignments;
 use super::{Principal, UnitName, error};
+use crate::host::Host;
 use crate::host::accounts::AccountDb;
 use crate::host::packages::PackageDb;
 use crate::host::root::Root;
-use crate::host::{Host, current_ids};
 
 /// Databases read during one run.
 #[derive(Debug, Default)]
@@ -21,7 +21,6 @@ pub struct Snapshot {
     packages: Option<Result<Arc<PackageDb>, String>>,
     sysctls: Option<Result<Arc<Assignments>, String>>,
     active: HashMap<UnitName, bool>,
-    own_ids: Option<(u32, u32)>,
 }
 
 impl Snapshot {
@@ -49,11 +48,6 @@ impl Snapshot {
     pub fn is_active(&mut self, host: &Host, unit: &UnitName) -> bool {
         let ask = |unit: &UnitName| host.units.status(unit).is_ok_and(|status| status.active_state == "active");
         *self.active.entry(unit.clone()).or_insert_with_key(ask)
-    }
-
-    /// The user and group that this process runs as, which it never changes: most files are theirs.
-    fn own_ids(&mut self) -> (u32, u32) {
-        *self.own_ids.get_or_insert_with(current_ids)
     }
 
     /// Reads again what any step may have changed.
@@ -99,13 +93,13 @@ impl Names {
     ) -> Result<Self, String> {
         let uid = match owner {
             None => None,
-            Some(Principal::Agent) => Some(snapshot.own_ids().0),
+            Some(Principal::Agent) => Some(host.root.owner().0),
             Some(Principal::Id(id)) => Some(*id),
             Some(Principal::Name(name)) => snapshot.accounts(host)?.user(name).map(|u| u.uid),
         };
         let gid = match group {
             None => None,
-            Some(Principal::Agent) => Some(snapshot.own_ids().1),
+            Some(Principal::Agent) => Some(host.root.owner().1),
             Some(Principal::Id(id)) => Some(*id),
             Some(Principal::Name(name)) => snapshot.accounts(host)?.group(name).map(|g| g.gid),
         };

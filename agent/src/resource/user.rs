@@ -121,6 +121,9 @@ pub fn observe(host: &Host, snapshot: &mut Snapshot, desired: &Desired) -> Obser
         Err(why) => return Observation::Unknown(why),
     };
     let Some(entry) = accounts.user(desired.name.as_str()) else { return Observation::Absent };
+    if let (Ensure::Present(Spec { password: Some(_), .. }), Some(why)) = (&desired.ensure, &accounts.hashes_unread) {
+        return Observation::Unknown(why.clone());
+    }
     let primary = accounts.groups.iter().filter(|g| g.gid == entry.gid).map(|g| g.name.clone()).collect();
     let groups = accounts
         .groups

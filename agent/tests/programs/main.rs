@@ -2,9 +2,11 @@
 //! managed. They change mounts of their own and run as other users, so root runs them; anybody else's run says that it did not.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test's helpers fail as its body does")]
 
+mod captured;
 mod commands;
 mod facts;
 mod lockout;
+mod onlookers;
 mod record;
 mod repositories;
 mod support;

@@ -101,7 +101,7 @@ impl World {
     }
 }
 
-fn said(output: &Output) -> Said {
+pub(crate) fn said(output: &Output) -> Said {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     Said { code: output.status.code().unwrap_or(-1), text: String::from_utf8_lossy(&text).into_owned() }
 }

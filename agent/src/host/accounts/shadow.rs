@@ -72,16 +72,25 @@ impl Accounts for ShadowUtils {
         // A tool may change one file after the other meanwhile; two equal looks around the reading make it one.
         for _ in 0..ATTEMPTS {
             let (passwd, passwd_seen) = read_file(&root, "/etc/passwd")?;
-            let (shadow, shadow_seen) = read_file(&root, "/etc/shadow")?;
+            let (shadow, shadow_seen, hashes_unread) = match read_file(&root, "/etc/shadow") {
+                Ok((shadow, seen)) => (shadow, Some(seen), None),
+                // Whoever is not root learns who there is, and nothing about passwords.
+                Err(AccountError::Read { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                    (String::new(), None, Some(format!("cannot read `/etc/shadow`: {source}")))
+                }
+                Err(error) => return Err(error),
+            };
             let (group, group_seen) = read_file(&root, "/etc/group")?;
-            let seen = [("/etc/passwd", passwd_seen), ("/etc/shadow", shadow_seen), ("/etc/group", group_seen)];
+            let seen =
+                [("/etc/passwd", Some(passwd_seen)), ("/etc/shadow", shadow_seen), ("/etc/group", Some(group_seen))];
             let mut steady = true;
             for (path, before) in seen {
+                let Some(before) = before else { continue };
                 let now = root.metadata(&database(path)?).map_err(|source| read_error(path, source))?;
                 steady &= now.is_some_and(|now| now.identity == before.identity && now.ctime_ns == before.ctime_ns);
             }
             if steady {
-                return Ok(parse(&passwd, &shadow, &group));
+                return Ok(AccountDb { hashes_unread, ..parse(&passwd, &shadow, &group) });
             }
         }
         Err(read_error("/etc/passwd", std::io::Error::other("it changes faster than it can be read")))
