@@ -42,7 +42,7 @@ fn since(text: &str) -> Result<Timestamp, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time);
     }
-    let span = super::duration(text)?;
+    let span = super::duration(text).map_err(|error| format!("{error}, or a time such as 2026-11-21T10:00:00Z"))?;
     jiff::SignedDuration::try_from(span)
         .ok()
         .and_then(|span| Timestamp::now().checked_sub(span).ok())
