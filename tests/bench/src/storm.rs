@@ -73,11 +73,9 @@ impl Storm {
         let is_good =
             |place: &PathBuf, class: usize| std::fs::read(place).is_ok_and(|content| content == tree::content(class));
         let mut left = drifted;
-        // Of runs that follow each other closely only the last is shown, so the one over everything is looked for all the time.
         let mut ended = None;
         let mut look = || -> Result<bool> {
-            let run = sandbox.status()?.last_run;
-            if ended.is_none() && run.is_some_and(|run| run.full && run.started > before) {
+            if ended.is_none() && sandbox.status()?.verified.is_some_and(|began| began > before) {
                 ended = Some(now()?);
             }
             Ok(ended.is_some())
